@@ -1,0 +1,70 @@
+"""Dynamic loss scaling for float16 that looks at the gradients of every replica.
+
+    finite on all replicas:  unscale, apply, and after `dynamic_growth_steps` such steps double the scale
+    else:                    skip the step on all replicas and halve the scale
+
+Micikevicius et al., 2018, arXiv:1710.03740. `keras.optimizers.LossScaleOptimizer` asks the first replica only: an
+infinity on another one reaches the weights.
+"""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="keras_tricks")
+class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
+    """Keras' dynamic loss scaling with the finite check taken over all replicas.
+
+    Being a subclass of Keras' own class, it is not wrapped a second time by `compile()` under `mixed_float16`.
+
+    State: that of the inner optimizer and two scalars.
+
+    Args:
+        inner_optimizer: Any Keras optimizer; clipping, decay, averages and accumulation are set there.
+        initial_scale: First loss scale. Defaults to `2**15`.
+        dynamic_growth_steps: Number of finite steps after which the scale doubles. Defaults to `2000`.
+        **kwargs: `name`.
+
+    Raises:
+        TypeError: If `inner_optimizer` is not a Keras optimizer, or is a loss-scale optimizer itself.
+
+    Example:
+
+    >>> import keras_tricks as kt
+    >>> optimizer = kt.LossScaleOptimizer(kt.LAMB(0.01))
+
+    Reference:
+        Paulius Micikevicius et al., "Mixed Precision Training", 2018, arXiv:1710.03740.
+    """
+
+    def __init__(self, inner_optimizer, initial_scale=2.0**15, dynamic_growth_steps=2000, **kwargs):
+        if not isinstance(inner_optimizer, keras.optimizers.Optimizer) or isinstance(
+            inner_optimizer, keras.optimizers.LossScaleOptimizer
+        ):
+            raise TypeError(
+                "`inner_optimizer` must be a Keras optimizer that does not scale the loss itself. "
+                f"Received: {inner_optimizer!r}"
+            )
+        if not initial_scale > 0:
+            raise ValueError(f"`initial_scale` must be positive. Received: initial_scale={initial_scale}")
+        if not dynamic_growth_steps >= 1:
+            raise ValueError(
+                f"`dynamic_growth_steps` must be at least 1. Received: dynamic_growth_steps={dynamic_growth_steps}"
+            )
+        super().__init__(inner_optimizer, initial_scale, dynamic_growth_steps, **kwargs)
+        inner_optimizer.finite_check_is_done = True
+
+    def check_finite(self, grads):
+        """True where the gradients of all replicas are finite."""
+        finite = super().check_finite(grads)
+        if keras.backend.backend() != "tensorflow":
+            return finite
+        import tensorflow as tf
+
+        replica_context = tf.distribute.get_replica_context()
+        if replica_context.num_replicas_in_sync == 1:
+            return finite
+        bad_replicas = replica_context.all_reduce(
+            tf.distribute.ReduceOp.SUM, ops.cast(ops.logical_not(finite), "float32")
+        )
+        return ops.equal(bad_replicas, 0)
