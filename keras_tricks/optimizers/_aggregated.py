@@ -136,7 +136,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         def step():
             self._step([g / window for g in grads], variables)
             for total in sums:
-                self.assign(total, ops.zeros_like(total))
+                self.assign(total, ops.zeros(total.shape, total.dtype))
 
         def collect():
             for total, g in zip(sums, grads, strict=True):

@@ -1,0 +1,195 @@
+"""Moves the learning rate, and momentum against it, at every optimizer step of a compiled `fit`.
+
+    rate = schedule(t)        momentum = high - (high - low) · (rate - lowest)/(highest - lowest)        t: optimizer step
+
+Smith, 2018, arXiv:1803.09820: momentum falls while the rate rises. Both are computed inside the compiled step, so they
+move every step under `steps_per_execution`, XLA, accumulation and loss scaling; a Python attribute set between batches
+would be baked into the graph.
+"""
+
+import keras
+from keras import ops
+
+
+class CyclicLR(keras.callbacks.Callback):
+    """Sets the optimizer's learning rate from a schedule at each optimizer step, and its momentum if asked.
+
+    The step is `optimizer.iterations`, which is saved with the model: a resumed run goes on in the middle of a cycle.
+    At the end of training the learning rate stays at its last value, the momentum returns to what it was. The epoch's
+    last values are logged as `learning_rate` and `momentum`.
+
+    Args:
+        schedule: A `LearningRateSchedule`, as `keras_tricks.schedules.CyclicalLearningRate`.
+        momentum: `None`; a pair `(high, low)`, for `high` where the rate is lowest and `low` where it is highest (for
+            a `CyclicalLearningRate`); or a `LearningRateSchedule` of its own. It moves the optimizer's `momentum`, or
+            `beta_1` where it has none. Defaults to `None`.
+
+    Raises:
+        TypeError: If an argument is not of its kind.
+        ValueError: When training starts, if the optimizer has a schedule of its own, or nothing to move as momentum.
+
+    Example:
+
+    >>> import keras, numpy as np, keras_tricks as kt
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    >>> model.compile(optimizer=kt.LAMB(0.1), loss="mse")
+    >>> cycle = kt.callbacks.CyclicLR(kt.schedules.CyclicalLearningRate(0.001, 0.1, step_size=8), momentum=(0.95, 0.85))
+    >>> history = model.fit(np.ones((8, 4)), np.ones((8, 1)), callbacks=[cycle], verbose=0)
+
+    Reference:
+        Leslie N. Smith, "A disciplined approach to neural network hyper-parameters", 2018, arXiv:1803.09820.
+    """
+
+    def __init__(self, schedule, momentum=None):
+        super().__init__()
+        if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+            raise TypeError(
+                f"`schedule` must be a keras LearningRateSchedule. Received: {schedule!r} ({type(schedule).__name__})"
+            )
+        self.schedule = schedule
+        self.momentum = _momentum_schedule(momentum, schedule)
+        self.optimizer = None
+
+    def on_train_begin(self, logs=None):
+        self._release()  # a run that was interrupted did not
+        optimizer = innermost_optimizer(self.model.optimizer)
+        if not isinstance(optimizer.learning_rate, keras.Variable):
+            raise ValueError(
+                f"CyclicLR: the optimizer {optimizer.name!r} has a schedule or a function as its learning rate, which "
+                "cannot be set. Give it a number: the callback's schedule decides."
+            )
+        if self.momentum is not None:
+            self._momentum_name = _momentum_name(optimizer)
+        self.optimizer = optimizer
+        self._plain_apply = optimizer.apply
+        optimizer.apply = self._apply
+        self.model.make_train_function(force=True)  # it may have been traced without the callback
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is None:
+            return
+        logs["learning_rate"] = float(ops.convert_to_numpy(self.optimizer.learning_rate))
+        if self.momentum is not None:
+            last = int(ops.convert_to_numpy(self.optimizer.iterations)) - 1
+            logs["momentum"] = float(self.momentum(max(last, 0)))
+
+    def on_train_end(self, logs=None):
+        self._release()
+        self.model.make_train_function(force=True)
+
+    def _apply(self, grads, trainable_variables=None):
+        # Traced into the compiled step; while it is traced, the attribute that holds the momentum is a tensor.
+        optimizer = self.optimizer
+        step = optimizer.iterations
+        optimizer.learning_rate.assign(self.schedule(step))
+        if self.momentum is None:
+            return self._plain_apply(grads, trainable_variables)
+        constant = getattr(optimizer, self._momentum_name)
+        setattr(optimizer, self._momentum_name, _PositiveTensor(self.momentum(step)))
+        try:
+            return self._plain_apply(grads, trainable_variables)
+        finally:
+            setattr(optimizer, self._momentum_name, constant)
+
+    def _release(self):
+        if self.optimizer is not None:
+            del self.optimizer.apply
+            self.optimizer = None
+
+
+class _PositiveTensor:
+    """A scalar tensor in the place of a Python float: optimizers ask `momentum != 0` in Python to see if they use it."""
+
+    def __init__(self, tensor):
+        self.tensor = ops.convert_to_tensor(tensor)
+        self.dtype = self.tensor.dtype
+
+    def __tf_tensor__(self, dtype=None, name=None):
+        return self.tensor if dtype is None else ops.cast(self.tensor, keras.backend.standardize_dtype(dtype))
+
+    def __jax_array__(self):
+        return self.tensor
+
+    def __eq__(self, other):
+        return self is other
+
+    def __gt__(self, other):
+        return True
+
+    __hash__ = object.__hash__
+
+    def __add__(self, other):
+        return self.tensor + other
+
+    def __sub__(self, other):
+        return self.tensor - other
+
+    def __rsub__(self, other):
+        return other - self.tensor
+
+    def __mul__(self, other):
+        return self.tensor * other
+
+    __radd__, __rmul__ = __add__, __mul__
+
+
+def innermost_optimizer(optimizer):
+    """The optimizer that owns the learning rate, under loss scaling and other wrappers."""
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
+def _momentum_schedule(momentum, schedule):
+    if momentum is None or isinstance(momentum, keras.optimizers.schedules.LearningRateSchedule):
+        return momentum
+    try:
+        high, low = momentum
+    except (TypeError, ValueError):
+        raise TypeError(
+            "`momentum` must be None, a pair (high, low) or a LearningRateSchedule. "
+            f"Received: momentum={momentum!r}"
+        ) from None
+    if not 0 <= low <= high < 1:
+        raise ValueError(f"`momentum` expects (high, low) with 0 <= low <= high < 1. Received: momentum={momentum}")
+    lowest = getattr(schedule, "initial_learning_rate", None)
+    highest = getattr(schedule, "maximal_learning_rate", None)
+    if lowest is None or highest is None:
+        raise ValueError(
+            "`momentum=(high, low)` mirrors a schedule with `initial_learning_rate` and `maximal_learning_rate`, such "
+            f"as CyclicalLearningRate. For a {type(schedule).__name__}, pass a LearningRateSchedule as `momentum`."
+        )
+    return _Mirrored(schedule, high, low, lowest, highest)
+
+
+class _Mirrored(keras.optimizers.schedules.LearningRateSchedule):
+    """Momentum that falls from `high` to `low` as the rate rises from `lowest` to `highest`."""
+
+    def __init__(self, schedule, high, low, lowest, highest):
+        super().__init__()
+        self.schedule = schedule
+        self.high, self.low, self.lowest, self.highest = high, low, lowest, highest
+
+    def __call__(self, step):
+        risen = (self.schedule(step) - self.lowest) / (self.highest - self.lowest)
+        return self.high - (self.high - self.low) * risen
+
+    def get_config(self):
+        return {
+            "schedule": self.schedule,
+            "high": self.high,
+            "low": self.low,
+            "lowest": self.lowest,
+            "highest": self.highest,
+        }
+
+
+def _momentum_name(optimizer):
+    for name in ("momentum", "beta_1"):
+        value = getattr(optimizer, name, None)
+        if isinstance(value, float) and value:
+            return name
+    raise ValueError(
+        f"CyclicLR: the optimizer {optimizer.name!r} has no `momentum` or `beta_1` to move, or it is 0, where the "
+        "optimizer keeps no state for it. Set it above 0, or use CyclicLR(schedule, momentum=None)."
+    )

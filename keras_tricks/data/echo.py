@@ -1,0 +1,109 @@
+"""Data echoing: use each example several times when reading is slower than training.
+
+    element i is repeated floor((i + 1) · factor) - floor(i · factor) times; n elements become floor(n · factor)
+
+Choi et al., 2019, arXiv:1907.05550. With R = upstream seconds / step seconds for the same data, a factor up to R costs
+no time.
+"""
+
+import fractions
+import numbers
+
+import keras
+
+
+def echo(factor, shuffle_buffer=None, seed=None):
+    """Repeats every element of a dataset, for `dataset.apply(echo(2))`.
+
+    Where it stands decides what is repeated: after reading and before random augmentation, each repeat is augmented
+    anew (the most useful form); after augmentation, equal examples repeat; after `batch`, whole batches do. Put
+    `prefetch` behind it and never echo validation data. Epochs become `factor` times longer.
+
+    Works on elements of any structure, keeps static shapes, is deterministic, and keeps the cardinality known:
+    `floor(n * factor)` for `n` elements.
+
+    Args:
+        factor: How often to use each element, at least 1. Fractions repeat in a fixed pattern: 1.5 gives 1, 2, 1, 2, ...
+            Taken as the decimal it is written as, so 100 elements at 1.15 are 115. A factor of 1 leaves the dataset as
+            it is.
+        shuffle_buffer: If given, shuffle the repeats with a buffer of so many elements, so that equal ones do not
+            follow each other. A buffer of `factor * batch_size` or more spreads them over batches. It holds that many
+            elements in memory. Defaults to `None`.
+        seed: Seed of that shuffle, an int. Defaults to `None`.
+
+    Returns:
+        A function from `tf.data.Dataset` to `tf.data.Dataset`.
+
+    Raises:
+        TypeError: If `factor` is not a number, or what it is applied to is not a dataset.
+        ValueError: If `factor` is below 1 or not finite, or `shuffle_buffer` below 1.
+        RuntimeError: On a backend other than TensorFlow.
+
+    Example:
+
+    >>> import tensorflow as tf, keras_tricks as kt
+    >>> list(tf.data.Dataset.range(4).apply(kt.data.echo(1.5)).as_numpy_iterator())
+    [0, 1, 1, 2, 3, 3]
+
+    Reference:
+        Dami Choi, Alexandre Passos, Christopher J. Shallue, George E. Dahl, "Faster Neural Network Training with Data
+        Echoing", 2019, arXiv:1907.05550.
+    """
+    if isinstance(factor, bool) or not isinstance(factor, numbers.Real):
+        raise TypeError(f"`factor` must be a number of at least 1. Received: factor={factor!r}")
+    if not 1 <= factor < float("inf"):
+        raise ValueError(
+            f"`factor` must be finite and at least 1; to use fewer examples, use `dataset.take`. Received: {factor}"
+        )
+    if shuffle_buffer is not None and (
+        isinstance(shuffle_buffer, bool) or not isinstance(shuffle_buffer, numbers.Integral) or shuffle_buffer < 1
+    ):
+        raise ValueError(f"`shuffle_buffer` must be None or an int of at least 1. Received: {shuffle_buffer!r}")
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            f"`echo` is a tf.data transformation for the TensorFlow backend; this is {keras.backend.backend()}."
+        )
+    exact = fractions.Fraction(str(factor)).limit_denominator(10**6)
+
+    def transform(dataset):
+        import tensorflow as tf
+
+        if not isinstance(dataset, tf.data.Dataset):
+            raise TypeError(
+                f"`echo` is used as `dataset.apply(echo({factor}))` on a tf.data.Dataset. Received: {dataset!r}"
+            )
+        cardinality = int(dataset.cardinality())
+        if exact > 1:
+            dataset = _repeat_elements(dataset, exact, tf)
+        if shuffle_buffer is not None:
+            dataset = dataset.shuffle(shuffle_buffer, seed=seed)
+        if exact > 1 and cardinality != tf.data.UNKNOWN_CARDINALITY:
+            if cardinality != tf.data.INFINITE_CARDINALITY:
+                cardinality = cardinality * exact.numerator // exact.denominator
+            dataset = dataset.apply(tf.data.experimental.assert_cardinality(cardinality))
+        return dataset
+
+    return transform
+
+
+def _repeat_elements(dataset, factor, tf):
+    structure = dataset.element_spec
+
+    def one(*parts):
+        # flat_map hands a tuple over as several arguments, anything else as one.
+        if not isinstance(structure, tuple):
+            (element,) = parts
+        elif hasattr(structure, "_fields"):
+            element = type(structure)(*parts)
+        else:
+            element = parts
+        return tf.data.Dataset.from_tensors(element)
+
+    if factor.denominator == 1:
+        return dataset.flat_map(lambda *parts: one(*parts).repeat(factor.numerator))
+
+    def some(index, element):
+        up_to = [tf.math.floordiv((index + k) * factor.numerator, factor.denominator) for k in (0, 1)]
+        return one(*(element if isinstance(structure, tuple) else (element,))).repeat(up_to[1] - up_to[0])
+
+    return dataset.enumerate().flat_map(some)

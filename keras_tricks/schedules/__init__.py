@@ -1,0 +1,5 @@
+"""Learning-rate schedules: pure functions of the optimizer step."""
+
+from keras_tricks.schedules.cyclical import CyclicalLearningRate
+
+__all__ = ["CyclicalLearningRate"]

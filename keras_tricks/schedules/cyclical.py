@@ -1,0 +1,123 @@
+"""Cyclical learning rates: up and down between two bounds, so that no single best rate has to be found.
+
+    cycle = floor(1 + t/(2·step_size))        x = |t/step_size - 2·cycle + 1|
+    rate  = initial + (maximal - initial) · max(0, 1 - x) · scale
+
+Smith, 2017, arXiv:1506.01186. Equals TensorFlow Addons' CyclicalLearningRate and torch's CyclicLR. `scale` is 1
+(triangular), 1/2^(cycle - 1) (triangular2) or gamma^t (exp_range).
+"""
+
+import math
+import numbers
+
+import keras
+from keras import ops
+
+MODES = ("triangular", "triangular2", "exp_range")
+
+
+@keras.saving.register_keras_serializable(package="keras_tricks")
+class CyclicalLearningRate(keras.optimizers.schedules.LearningRateSchedule):
+    """A rate that rises from `initial_learning_rate` to `maximal_learning_rate` in `step_size` steps, and falls back.
+
+    A pure function of the optimizer step, which starts at 0; it goes on for ever.
+
+    Args:
+        initial_learning_rate: The rate at the bottom of a cycle.
+        maximal_learning_rate: The rate at the top of the first cycle.
+        step_size: Optimizer steps of half a cycle; 2 to 10 epochs' worth is usual.
+        mode: `"triangular"` (default), `"triangular2"` (each cycle half as high as the one before) or `"exp_range"`
+            (the height shrinks by `gamma` a step).
+        gamma: Base of `exp_range`, in (0, 1]. Defaults to `1.0`.
+        scale_fn: A function that replaces `mode`: from the cycle (1, 2, ...) or the step to a factor of the height.
+            To be saved with a model it has to be registered with Keras. Defaults to `None`.
+        scale_mode: What `scale_fn` receives: `"cycle"` (default) or `"iterations"`.
+        name: Name of the schedule. Defaults to `"CyclicalLearningRate"`.
+
+    Raises:
+        ValueError: For an unknown mode, a `step_size` that is not positive, and `gamma` out of range.
+
+    Example:
+
+    >>> import keras_tricks as kt
+    >>> schedule = kt.schedules.CyclicalLearningRate(0.1, 0.5, step_size=2)
+    >>> [round(float(schedule(step)), 2) for step in range(5)]
+    [0.1, 0.3, 0.5, 0.3, 0.1]
+
+    Reference:
+        Leslie N. Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, arXiv:1506.01186.
+    """
+
+    def __init__(
+        self,
+        initial_learning_rate,
+        maximal_learning_rate,
+        step_size,
+        mode="triangular",
+        gamma=1.0,
+        scale_fn=None,
+        scale_mode="cycle",
+        name="CyclicalLearningRate",
+    ):
+        super().__init__()
+        for argument, value in (
+            ("initial_learning_rate", initial_learning_rate),
+            ("maximal_learning_rate", maximal_learning_rate),
+            ("step_size", step_size),
+        ):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise TypeError(f"`{argument}` must be a number. Received: {argument}={value!r}")
+        if not step_size > 0:
+            raise ValueError(f"`step_size` must be positive. Received: step_size={step_size}")
+        if mode not in MODES:
+            raise ValueError(f"`mode` must be one of {', '.join(MODES)}. Received: mode={mode!r}")
+        if not 0 < gamma <= 1:
+            raise ValueError(f"`gamma` must be in (0, 1]. Received: gamma={gamma}")
+        if scale_fn is not None and not callable(scale_fn):
+            raise TypeError(f"`scale_fn` must be None or a function. Received: scale_fn={scale_fn!r}")
+        if scale_mode not in ("cycle", "iterations"):
+            raise ValueError(f"`scale_mode` must be 'cycle' or 'iterations'. Received: scale_mode={scale_mode!r}")
+        self.initial_learning_rate = initial_learning_rate
+        self.maximal_learning_rate = maximal_learning_rate
+        self.step_size = step_size
+        self.mode = mode
+        self.gamma = gamma
+        self.scale_fn = scale_fn
+        self.scale_mode = scale_mode
+        self.name = name
+
+    def __call__(self, step):
+        step = ops.cast(step, "float32")
+        cycle = ops.floor(1 + step / (2 * self.step_size))
+        x = ops.abs(step / self.step_size - 2 * cycle + 1)
+        height = (self.maximal_learning_rate - self.initial_learning_rate) * ops.maximum(0.0, 1 - x)
+        return self.initial_learning_rate + height * self._scale(step, cycle)
+
+    def _scale(self, step, cycle):
+        if self.scale_fn is not None:
+            return ops.cast(self.scale_fn(cycle if self.scale_mode == "cycle" else step), "float32")
+        if self.mode == "triangular2":
+            return ops.exp((1 - cycle) * math.log(2))
+        if self.mode == "exp_range":
+            return ops.exp(step * math.log(self.gamma))
+        return 1.0
+
+    def get_config(self):
+        scale_fn = self.scale_fn
+        return {
+            "initial_learning_rate": self.initial_learning_rate,
+            "maximal_learning_rate": self.maximal_learning_rate,
+            "step_size": self.step_size,
+            "mode": self.mode,
+            "gamma": self.gamma,
+            "scale_fn": None if scale_fn is None else keras.saving.serialize_keras_object(scale_fn),
+            "scale_mode": self.scale_mode,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        if config.get("scale_fn") is not None:
+            config["scale_fn"] = keras.saving.deserialize_keras_object(config["scale_fn"])
+        return cls(**config)
