@@ -1,0 +1,36 @@
+"""keras_tricks: training tricks for Keras 3 on TensorFlow that work together.
+
+>>> import keras_tricks as kt
+>>> optimizer = kt.LAMB(1e-3, weight_decay=0.01)
+"""
+
+try:
+    import keras as _keras  # noqa: F401
+except ImportError as _error:  # Keras is installed, but what it runs on is not.
+    raise ImportError(
+        f"keras_tricks needs a backend for Keras, and importing Keras failed ({_error}). Install one of:\n"
+        "  pip install 'keras_tricks[cpu]'          # TensorFlow for CPUs, half the download\n"
+        "  pip install 'keras_tricks[gpu]'          # TensorFlow with CUDA\n"
+        "  pip install 'keras_tricks[tensorflow]'   # TensorFlow as its makers package it\n"
+        "  pip install 'keras_tricks[jax]'          # JAX; set KERAS_BACKEND=jax"
+    ) from _error
+
+from keras_tricks import callbacks, data, distribute, layers, models, optimizers, schedules
+from keras_tricks._version import __version__
+from keras_tricks.models import jit
+from keras_tricks.optimizers import LAMB, LossScaleOptimizer, state_bytes
+
+__all__ = [
+    "LAMB",
+    "LossScaleOptimizer",
+    "__version__",
+    "callbacks",
+    "data",
+    "distribute",
+    "jit",
+    "layers",
+    "models",
+    "optimizers",
+    "schedules",
+    "state_bytes",
+]

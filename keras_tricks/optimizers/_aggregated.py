@@ -167,10 +167,11 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             if average is None:
                 continue
             value = ops.cast(v, average.dtype)
-            self.assign(average, value + ops.cast(momentum, average.dtype) * (average - value))
+            new_average = value + ops.cast(momentum, average.dtype) * (average - value)
+            self.assign(average, new_average)
             if self.ema_overwrite_frequency:
                 overwrite = ops.equal((self.iterations + 1) % self.ema_overwrite_frequency, 0)
-                self.assign(v, ops.where(overwrite, average, value))
+                self.assign(v, ops.where(overwrite, new_average, value))
 
     def _do_if(self, predicate, action, variables, otherwise=lambda: None):
         """Runs `action()` or `otherwise()`, which return nothing and only assign to variables."""

@@ -1,0 +1,194 @@
+"""Every public trick, one frozen record each.
+
+The README's table, the docs' index, `python -m keras_tricks` and the contract tests are made from these records, so a
+trick that is registered here is listed, documented and tested.
+"""
+
+import collections.abc
+import dataclasses
+
+import keras_tricks as kt
+
+
+@dataclasses.dataclass(frozen=True)
+class Trick:
+    """What one trick is, and what it works with.
+
+    Attributes:
+        object: The public class or function.
+        kind: The folder it lives in, in the singular: optimizer, schedule, layer, callback, data, model or set-up.
+        line: What it does, in one line.
+        paper: Authors, year and arXiv id, or "-".
+        name: What users type after `keras_tricks.`.
+        make: Makes a small example of it, for the contract tests, or `None` where its own tests do all.
+        backends: The Keras backends it runs on.
+        works_with: The run-time conditions that contract tests and its own tests cover, of `CONDITIONS`.
+    """
+
+    object: collections.abc.Callable
+    kind: str
+    line: str
+    paper: str
+    name: str
+    make: collections.abc.Callable | None = None
+    backends: tuple = ("tensorflow", "jax")
+    works_with: tuple = ()
+
+    @property
+    def stem(self):
+        """Name of its module, card and test module."""
+        return self.object.__module__.rsplit(".", 1)[1]
+
+    @property
+    def import_path(self):
+        return f"{self.object.__module__}.{self.object.__name__}"
+
+
+CONDITIONS = {
+    "xla": "XLA (`jit_compile=True` on one device, `keras_tricks.jit` in each replica)",
+    "replicas": "`MirroredStrategy`, several replicas",
+    "mixed_float16": "`mixed_float16`",
+    "mixed_bfloat16": "`mixed_bfloat16`",
+    "accumulation": "gradient accumulation",
+    "save": "`.keras` save, load and continue",
+}
+EVERYTHING = tuple(CONDITIONS)
+
+TRICKS = (
+    Trick(
+        kt.optimizers.LAMB,
+        "optimizer",
+        "Adam scaled layer by layer to the weights' size, for batches of thousands.",
+        "You et al., 2020, arXiv:1904.00962",
+        "LAMB",
+        make=lambda **kwargs: kt.LAMB(0.01, weight_decay=0.01, **kwargs),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.optimizers.LossScaleOptimizer,
+        "optimizer",
+        "Dynamic loss scaling for float16 that checks every replica's gradients.",
+        "Micikevicius et al., 2018, arXiv:1710.03740",
+        "LossScaleOptimizer",
+        make=lambda **kwargs: kt.LossScaleOptimizer(kt.LAMB(0.01, **kwargs)),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.optimizers.state_bytes,
+        "optimizer",
+        "Bytes of an optimizer's state.",
+        "-",
+        "state_bytes",
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.schedules.CyclicalLearningRate,
+        "schedule",
+        "Learning rate up and down between two bounds, in three shapes.",
+        "Smith, 2017, arXiv:1506.01186",
+        "schedules.CyclicalLearningRate",
+        make=lambda: kt.schedules.CyclicalLearningRate(0.001, 0.01, step_size=3, mode="triangular2"),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.layers.WSConv1D,
+        "layer",
+        "1D convolution with scaled weight standardisation.",
+        "Brock et al., 2021, arXiv:2101.08692",
+        "layers.WSConv1D",
+        make=lambda **kwargs: (kt.layers.WSConv1D(4, 3, **kwargs), (6, 3)),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.layers.WSConv2D,
+        "layer",
+        "2D convolution with scaled weight standardisation: trains without batch normalisation.",
+        "Brock et al., 2021, arXiv:2101.08692",
+        "layers.WSConv2D",
+        make=lambda **kwargs: (kt.layers.WSConv2D(4, 3, padding="same", strides=2, **kwargs), (6, 6, 3)),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.layers.WSConv3D,
+        "layer",
+        "3D convolution with scaled weight standardisation.",
+        "Brock et al., 2021, arXiv:2101.08692",
+        "layers.WSConv3D",
+        make=lambda **kwargs: (kt.layers.WSConv3D(4, 3, **kwargs), (4, 4, 4, 2)),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.callbacks.CyclicLR,
+        "callback",
+        "Moves learning rate and momentum at every step of a compiled `fit`.",
+        "Smith, 2018, arXiv:1803.09820",
+        "callbacks.CyclicLR",
+        make=lambda: kt.callbacks.CyclicLR(kt.schedules.CyclicalLearningRate(0.001, 0.01, 3), momentum=(0.95, 0.85)),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.callbacks.Histograms,
+        "callback",
+        "Histograms of weights, gradients and updates from inside a compiled `fit`.",
+        "-",
+        "callbacks.Histograms",
+        make=lambda: kt.callbacks.Histograms(every=2),
+        backends=("tensorflow",),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.data.echo,
+        "data",
+        "Uses each example several times when reading is slower than training.",
+        "Choi et al., 2019, arXiv:1907.05550",
+        "data.echo",
+        backends=("tensorflow",),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.models.jit,
+        "model",
+        "XLA inside each replica, where `compile(jit_compile=True)` fails.",
+        "-",
+        "jit",
+        backends=("tensorflow",),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.distribute.setup,
+        "set-up",
+        "Devices, precision and XLA of a run in one call, checked.",
+        "-",
+        "distribute.setup",
+        backends=("tensorflow",),
+        works_with=EVERYTHING,
+    ),
+)
+
+
+def find(name):
+    """The record of the trick called `name`, by its public name, its last part or its module's stem; any case.
+
+    Raises:
+        KeyError: With the closest names, if there is none.
+    """
+    wanted = name.lower().removeprefix("keras_tricks.").removeprefix("kt.")
+    for trick in TRICKS:
+        if wanted in (trick.name.lower(), trick.name.rsplit(".", 1)[-1].lower()):
+            return trick
+    for trick in TRICKS:
+        if wanted == trick.stem.lower():
+            return trick
+    import difflib
+
+    names = {n.lower(): t.name for t in TRICKS for n in (t.name, t.name.rsplit(".", 1)[-1], t.stem)}
+    close = dict.fromkeys(names[n] for n in difflib.get_close_matches(wanted, names, n=3, cutoff=0.4))
+    hint = f"Did you mean {' or '.join(close)}?" if close else "`python -m keras_tricks list` shows all."
+    raise KeyError(f"There is no trick called {name!r}. {hint}")
+
+
+def markdown_table(link_prefix):
+    """The table of tricks for README and docs; `link_prefix` leads from the page to the folder of the cards."""
+    lines = ["| trick | kind | what it does | paper |", "| --- | --- | --- | --- |"]
+    lines += [f"| [`{t.name}`]({link_prefix}{t.stem}.md) | {t.kind} | {t.line} | {t.paper} |" for t in TRICKS]
+    return "\n".join(lines) + "\n"
