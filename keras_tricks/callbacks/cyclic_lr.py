@@ -7,6 +7,8 @@ move every step under `steps_per_execution`, XLA, accumulation and loss scaling;
 would be baked into the graph.
 """
 
+import contextlib
+
 import keras
 from keras import ops
 
@@ -60,6 +62,14 @@ class CyclicLR(keras.callbacks.Callback):
             )
         if self.momentum is not None:
             self._momentum_name = _momentum_name(optimizer)
+            self._constant = getattr(optimizer, self._momentum_name)
+            with _scope_of(self.model):
+                variable = keras.Variable(
+                    self._constant, dtype="float32", trainable=False, aggregation="only_first_replica", name="momentum"
+                )
+            setattr(optimizer, self._momentum_name, _MovingNumber(self._constant, variable))
+            plain_get_config = optimizer.get_config
+            optimizer.get_config = lambda: {**plain_get_config(), self._momentum_name: self._constant}
         self.optimizer = optimizer
         self._plain_apply = optimizer.apply
         optimizer.apply = self._apply
@@ -78,57 +88,66 @@ class CyclicLR(keras.callbacks.Callback):
         self.model.make_train_function(force=True)
 
     def _apply(self, grads, trainable_variables=None):
-        # Traced into the compiled step; while it is traced, the attribute that holds the momentum is a tensor.
+        # Traced into the compiled step.
         optimizer = self.optimizer
-        step = optimizer.iterations
-        optimizer.learning_rate.assign(self.schedule(step))
-        if self.momentum is None:
-            return self._plain_apply(grads, trainable_variables)
-        constant = getattr(optimizer, self._momentum_name)
-        setattr(optimizer, self._momentum_name, _PositiveTensor(self.momentum(step)))
-        try:
-            return self._plain_apply(grads, trainable_variables)
-        finally:
-            setattr(optimizer, self._momentum_name, constant)
+        optimizer.learning_rate.assign(self.schedule(optimizer.iterations))
+        if self.momentum is not None:
+            getattr(optimizer, self._momentum_name).variable.assign(self.momentum(optimizer.iterations))
+        return self._plain_apply(grads, trainable_variables)
 
     def _release(self):
-        if self.optimizer is not None:
-            del self.optimizer.apply
-            self.optimizer = None
+        if self.optimizer is None:
+            return
+        del self.optimizer.apply
+        if self.momentum is not None:
+            del self.optimizer.get_config
+            setattr(self.optimizer, self._momentum_name, self._constant)
+        self.optimizer = None
 
 
-class _PositiveTensor:
-    """A scalar tensor in the place of a Python float: optimizers ask `momentum != 0` in Python to see if they use it."""
+class _MovingNumber:
+    """A variable in the place of a hyper-parameter that an optimizer keeps as a Python float.
 
-    def __init__(self, tensor):
-        self.tensor = ops.convert_to_tensor(tensor)
-        self.dtype = self.tensor.dtype
-
-    def __tf_tensor__(self, dtype=None, name=None):
-        return self.tensor if dtype is None else ops.cast(self.tensor, keras.backend.standardize_dtype(dtype))
-
-    def __jax_array__(self):
-        return self.tensor
-
-    def __eq__(self, other):
-        return self is other
-
-    def __gt__(self, other):
-        return True
+    In arithmetic with tensors it is the variable, so that a compiled step sees it move. In Python's comparisons it is
+    the positive number that it was: optimizers ask `momentum != 0` to see whether they use it.
+    """
 
     __hash__ = object.__hash__
 
+    def __init__(self, constant, variable):
+        self.constant = constant
+        self.variable = variable
+
+    @property
+    def dtype(self):
+        return self.variable.value.dtype
+
+    def __tf_tensor__(self, dtype=None, name=None):
+        import tensorflow as tf
+
+        value = tf.convert_to_tensor(self.variable.value)
+        return value if dtype is None else tf.cast(value, dtype)
+
+    def __jax_array__(self):
+        return self.variable.value
+
+    def __eq__(self, other):
+        return self.constant == other
+
+    def __gt__(self, other):
+        return self.constant > other
+
     def __add__(self, other):
-        return self.tensor + other
+        return self.variable + other
 
     def __sub__(self, other):
-        return self.tensor - other
+        return self.variable - other
 
     def __rsub__(self, other):
-        return other - self.tensor
+        return other - self.variable
 
     def __mul__(self, other):
-        return self.tensor * other
+        return self.variable * other
 
     __radd__, __rmul__ = __add__, __mul__
 
@@ -182,6 +201,12 @@ class _Mirrored(keras.optimizers.schedules.LearningRateSchedule):
             "lowest": self.lowest,
             "highest": self.highest,
         }
+
+
+def _scope_of(model):
+    if keras.backend.backend() == "tensorflow":
+        return model.distribute_strategy.scope()
+    return contextlib.nullcontext()
 
 
 def _momentum_name(optimizer):

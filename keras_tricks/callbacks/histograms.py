@@ -102,7 +102,8 @@ class Histograms(keras.callbacks.Callback):
             self._tallies = {
                 kind: [_Tally(v.path) for v in self._variables] for kind in self.what if kind != "weights"
             }
-        self._tally_weights = tf.function(lambda: [tally(v) for v in self._variables])
+        # One traced function for all variables: tracing a tally for each would cost seconds in a deep model.
+        self._tally = tf.function(tally, input_signature=[tf.TensorSpec([None], "float32")])
         # Keras hands its own optimizers the variable of one device, and ours the Keras variable.
         self._positions = {}
         for position, v in enumerate(self._variables):
@@ -172,7 +173,7 @@ class Histograms(keras.callbacks.Callback):
         for panel, name in zip(panels.flat, chosen, strict=False):
             of_variable = [r for r in records if r["path"] == name]
             share = np.array([_magnitudes(r["counts"]) / max(r["counts"].sum(), 1) for r in of_variable]).T
-            used |= share.max(axis=1) > 1e-4
+            used |= share.max(axis=1) > 0.005
             steps = [r["step"] for r in of_variable]
             borders = [*([0] if steps[0] > 0 else [steps[0] - 1]), *steps]
             image = panel.pcolormesh(borders, exponents, share, cmap="viridis", vmin=0, vmax=0.25)
@@ -209,10 +210,10 @@ class Histograms(keras.callbacks.Callback):
         counts_now = ops.equal(done % stride, 0)
         before = self._tf.identity(variable)
         if "gradients" in self._tallies:
-            self._tallies["gradients"][position].add_if(counts_now, lambda: self._tf.convert_to_tensor(gradient))
+            self._tallies["gradients"][position].add_if(counts_now, lambda: self._tally(_flat(gradient)))
         result = self._plain_update_step(gradient, variable, learning_rate)
         if "updates" in self._tallies:
-            self._tallies["updates"][position].add_if(counts_now, lambda: self._tf.identity(variable) - before)
+            self._tallies["updates"][position].add_if(counts_now, lambda: self._tally(_flat(variable - before)))
         return result
 
     def _write(self):
@@ -220,7 +221,7 @@ class Histograms(keras.callbacks.Callback):
         records = []
         for kind in self.what:
             if kind == "weights":
-                values = [(np.array(c, "int64"), np.array(m)) for c, m in self._tally_weights()]
+                values = [[t.numpy() for t in self._tally(_flat(v))] for v in self._variables]
             else:
                 values = [t.take() for t in self._tallies[kind]]
             for v, (counts, moments) in zip(self._variables, values, strict=True):
@@ -246,9 +247,9 @@ class _Tally:
         self.counts = keras.Variable(np.zeros(SLOTS), dtype="int64", trainable=False, name=f"{name}_counts")
         self.moments = keras.Variable(_NO_MOMENTS, dtype="float32", trainable=False, name=f"{name}_moments")
 
-    def add_if(self, predicate, values):
+    def add_if(self, predicate, tally_of_values):
         def add():
-            counts, moments = tally(values())
+            counts, moments = tally_of_values()
             self.counts.assign(self.counts + ops.cast(counts, "int64"))
             low, high, total, squares = (self.moments[i] for i in range(4))
             self.moments.assign(
@@ -271,12 +272,19 @@ class _Tally:
         return values
 
 
+def _flat(values):
+    # ops.convert_to_tensor would leave the gradient of an embedding sparse; ops.cast reads variables.
+    import tensorflow as tf
+
+    return tf.reshape(ops.cast(tf.convert_to_tensor(values), "float32"), (-1,))
+
+
 _NO_MOMENTS = np.array([np.inf, -np.inf, 0, 0], "float32")
 
 
 def tally(values):
-    """Counts by slot, shape (SLOTS,), and [minimum, maximum, sum, sum of squares] of the finite values."""
-    x = ops.reshape(ops.cast(values, "float32"), (-1,))
+    """For a float32 vector: counts by slot, (SLOTS,), and [minimum, maximum, sum, sum of squares] of finite values."""
+    x = values
     finite = ops.isfinite(x)
     safe = ops.where(finite, x, 0.0)
     magnitude = ops.abs(safe)

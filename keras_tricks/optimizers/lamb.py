@@ -175,6 +175,6 @@ def _as_range(clip):
 
 def _one_minus_power(beta, step):
     # 1 - beta^t without the cancellation that costs float32 four digits at beta = 0.999 and small t.
-    if isinstance(beta, numbers.Real):
+    if type(beta) in (int, float):  # else it is a variable, in the place of the number
         return -ops.expm1(step * math.log(beta)) if beta else 1.0
     return -ops.expm1(step * ops.log(ops.cast(beta, step.dtype)))
