@@ -9,48 +9,53 @@ import re
 import keras
 
 
-def check(exclude, argument):
-    """Returns `exclude` as None or a list; raises for anything that cannot name a variable."""
-    if exclude is None:
-        return None
-    entries = [exclude] if isinstance(exclude, (str, keras.layers.Layer, keras.Variable)) else list(exclude)
-    for entry in entries:
-        if isinstance(entry, str):
-            try:
-                re.compile(entry)
-            except re.error as error:
-                raise ValueError(f"`{argument}` holds an invalid regular expression: {entry!r} ({error}).") from error
-        elif not isinstance(entry, (keras.layers.Layer, keras.Variable)):
-            raise TypeError(
-                f"`{argument}` expects None, or a list of regular expressions on variable paths, layers or variables. "
-                f"Received an entry of type {type(entry).__name__}: {entry!r}"
-            )
-    return entries
+class Exclusion:
+    """The checked value of one `exclude...` argument.
 
+    An object of its own, because Keras would take a list of variables on an optimizer for optimizer state.
+    """
 
-def excluded(variables, exclude, argument):
-    """One bool a variable: True where `exclude`, as given by `check`, leaves it out."""
-    if exclude is None:
-        return [len(v.shape) <= 1 for v in variables]
-    result = [False] * len(variables)
-    for entry in exclude:
-        hits = [_matches(entry, v) for v in variables]
-        if not any(hits):
-            paths = "\n  ".join(_path(v) for v in variables)
-            name = entry if isinstance(entry, str) else getattr(entry, "path", entry)
-            raise ValueError(
-                f"`{argument}`: {name!r} matches none of the optimizer's variables. Expected a regular expression "
-                f"that is found in one of these paths, or one of their layers or variables:\n  {paths}"
-            )
-        result = [a or b for a, b in zip(result, hits, strict=True)]
-    return result
+    def __init__(self, value, argument):
+        self.argument = argument
+        self.entries = value
+        if value is None:
+            return
+        single = isinstance(value, (str, keras.layers.Layer, keras.Variable))
+        self.entries = [value] if single else list(value)
+        for entry in self.entries:
+            if isinstance(entry, str):
+                try:
+                    re.compile(entry)
+                except re.error as error:
+                    raise ValueError(f"`{argument}` holds an invalid regular expression: {entry!r} ({error}).") from error
+            elif not isinstance(entry, (keras.layers.Layer, keras.Variable)):
+                raise TypeError(
+                    f"`{argument}` expects None, or a list of regular expressions on variable paths, layers or "
+                    f"variables. Received an entry of type {type(entry).__name__}: {entry!r}"
+                )
 
+    def of(self, variables):
+        """One bool a variable: True where it is left out."""
+        if self.entries is None:
+            return [len(v.shape) <= 1 for v in variables]
+        result = [False] * len(variables)
+        for entry in self.entries:
+            hits = [_matches(entry, v) for v in variables]
+            if not any(hits):
+                paths = "\n  ".join(_path(v) for v in variables)
+                name = entry if isinstance(entry, str) else getattr(entry, "path", entry)
+                raise ValueError(
+                    f"`{self.argument}`: {name!r} matches none of the optimizer's variables. Expected a regular "
+                    f"expression that is found in one of these paths, or one of their layers or variables:\n  {paths}"
+                )
+            result = [a or b for a, b in zip(result, hits, strict=True)]
+        return result
 
-def to_config(exclude):
-    """`exclude` as plain data: layers and variables become patterns on the end of their paths."""
-    if exclude is None:
-        return None
-    return [entry if isinstance(entry, str) else _pattern(entry) for entry in exclude]
+    def to_config(self):
+        """The argument as plain data: layers and variables become patterns on the end of their paths."""
+        if self.entries is None:
+            return None
+        return [entry if isinstance(entry, str) else _pattern(entry) for entry in self.entries]
 
 
 def _matches(entry, variable):

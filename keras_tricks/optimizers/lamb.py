@@ -14,8 +14,8 @@ import numbers
 import keras
 from keras import ops
 
-from keras_tricks.optimizers import _exclude
 from keras_tricks.optimizers._aggregated import AggregatedOptimizer, arithmetic_dtype
+from keras_tricks.optimizers._exclude import Exclusion
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
@@ -87,27 +87,21 @@ class LAMB(AggregatedOptimizer):
         self.epsilon = epsilon
         self.trust_ratio_clip = _as_range(trust_ratio_clip)
         self.bias_correction = bias_correction
-        self.decay_exclusions = _exclude.check(exclude_from_weight_decay, "exclude_from_weight_decay")
-        self.adaptation_exclusions = _exclude.check(exclude_from_layer_adaptation, "exclude_from_layer_adaptation")
+        self.decay_exclusions = Exclusion(exclude_from_weight_decay, "exclude_from_weight_decay")
+        self.adaptation_exclusions = Exclusion(exclude_from_layer_adaptation, "exclude_from_layer_adaptation")
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
         """Keras' method: the same as the constructor's argument of this name, with regexes on the whole path."""
         if self.built:
             raise ValueError("`exclude_from_weight_decay()` must be called before the optimizer is built.")
-        self.decay_exclusions = _exclude.check(
-            [*(var_list or []), *(var_names or [])], "exclude_from_weight_decay"
-        )
+        self.decay_exclusions = Exclusion([*(var_list or []), *(var_names or [])], "exclude_from_weight_decay")
 
     def build(self, variables):
         if self.built:
             return
         # Settled first, so that a pattern that matches nothing leaves the optimizer as it was.
-        no_decay = _exclude.excluded(variables, self.decay_exclusions, "exclude_from_weight_decay")
-        self.adapted = [
-            not out
-            for out in _exclude.excluded(variables, self.adaptation_exclusions, "exclude_from_layer_adaptation")
-        ]
-        self.decays = [0.0 if out else self.weight_decay for out in no_decay]
+        self.decays = [0.0 if out else self.weight_decay for out in self.decay_exclusions.of(variables)]
+        self.adapted = [not out for out in self.adaptation_exclusions.of(variables)]
         super().build(variables)
         self.first_moments, self.second_moments = self.add_optimizer_variables(
             variables, ["first_moment", "second_moment"]
@@ -154,8 +148,8 @@ class LAMB(AggregatedOptimizer):
             "beta_1": self.beta_1,
             "beta_2": self.beta_2,
             "epsilon": self.epsilon,
-            "exclude_from_weight_decay": _exclude.to_config(self.decay_exclusions),
-            "exclude_from_layer_adaptation": _exclude.to_config(self.adaptation_exclusions),
+            "exclude_from_weight_decay": self.decay_exclusions.to_config(),
+            "exclude_from_layer_adaptation": self.adaptation_exclusions.to_config(),
             "trust_ratio_clip": self.trust_ratio_clip,
             "bias_correction": self.bias_correction,
         }

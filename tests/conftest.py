@@ -1,0 +1,36 @@
+"""Two logical CPU devices, made before TensorFlow starts; the same seed and precision at the start of every test."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import pytest
+import tensorflow as tf
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+
+@pytest.fixture(autouse=True)
+def fresh_start():
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy("float32")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(params=[1, 2], ids=["1-device", "2-replicas"])
+def replicas(request):
+    return request.param
+
+
+@pytest.fixture(params=["eager", "graph", "xla"])
+def mode(request):
+    return request.param
+
+
+@pytest.fixture(params=["float32", "mixed_bfloat16", "mixed_float16"])
+def precision(request):
+    return request.param

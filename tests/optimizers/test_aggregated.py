@@ -1,0 +1,130 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_tricks as kt
+from keras_tricks.optimizers import _aggregated
+from tests import runs
+
+
+def test_every_private_hook_of_keras_is_where_it_was():
+    optimizer = keras.optimizers.Adam(use_ema=True, gradient_accumulation_steps=2)
+    optimizer.build([keras.Variable([1.0])])
+    missing = [name for name in _aggregated.PRIVATE_HOOKS if not hasattr(optimizer, name)]
+    assert not missing, f"Keras {keras.__version__} has moved {missing}; optimizers/_aggregated.py needs them"
+
+
+@pytest.mark.parametrize("clip", [{"clipnorm": 0.05}, {"global_clipnorm": 0.05}, {"clipvalue": 0.003}], ids=str)
+def test_clipping_on_two_replicas_is_clipping_on_one_device(clip):
+    # Both clip; stock Keras differs here by up to 40 % of the update.
+    one, two = (runs.train(lambda: kt.LAMB(0.05, epsilon=0.1, **clip), replicas=n) for n in (1, 2))
+    unclipped = runs.train(lambda: kt.LAMB(0.05, epsilon=0.1))
+    runs.assert_same_weights(one, two, 2e-5)
+    assert max(np.abs(a - b).max() for a, b in zip(one.weights, unclipped.weights, strict=True)) > 1e-3
+
+
+def test_accumulating_small_batches_equals_the_large_batch(mode, replicas):
+    large = runs.train(lambda: kt.LAMB(0.05, global_clipnorm=0.1), batch=16)
+    small = runs.train(
+        lambda: kt.LAMB(0.05, global_clipnorm=0.1, gradient_accumulation_steps=4), mode, replicas, batch=4
+    )
+    runs.assert_same_weights(large, small, 5e-5)
+    assert int(keras.ops.convert_to_numpy(small.model.optimizer.iterations)) == 4
+
+
+def test_schedules_count_optimizer_steps():
+    seen = []
+
+    class Spy(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            seen.append(int(step))
+            return 0.1
+
+    optimizer = kt.LAMB(Spy(), gradient_accumulation_steps=4)
+    variable = keras.Variable(np.ones((2, 2)))
+    for _ in range(8):
+        optimizer.apply([tf.ones((2, 2))], [variable])
+    assert seen == [0, 1]  # Keras' own optimizers would say [3, 7]
+
+
+def test_averages_move_once_an_optimizer_step_whatever_the_accumulation():
+    large = runs.train(lambda: kt.LAMB(0.05, use_ema=True, ema_momentum=0.7), batch=16)
+    small = runs.train(
+        lambda: kt.LAMB(0.05, use_ema=True, ema_momentum=0.7, gradient_accumulation_steps=4), replicas=2, batch=4
+    )
+    runs.assert_same_weights(large, small, 5e-5)  # fit ends by putting the averages in place
+
+
+def test_averages_overwrite_the_weights_on_their_beat(replicas):
+    optimizer = lambda **kw: kt.LAMB(0.05, use_ema=True, ema_momentum=0.7, ema_overwrite_frequency=2, **kw)  # noqa: E731
+    large = runs.train(optimizer, batch=16)
+    small = runs.train(lambda: optimizer(gradient_accumulation_steps=2), replicas=replicas, batch=8)
+    runs.assert_same_weights(large, small, 5e-5)
+
+
+def test_average_is_the_textbook_recursion():
+    variable = keras.Variable([4.0])
+    optimizer = kt.LAMB(0.5, use_ema=True, ema_momentum=0.75, beta_1=0.0, epsilon=0.0)
+    average, values = None, []
+    for _ in range(4):
+        optimizer.apply([tf.ones(1)], [variable])
+        value = float(variable[0])
+        average = value if average is None else 0.75 * average + 0.25 * value
+        values.append(average)
+    assert values[-1] != values[0]
+    average_variable = next(v for v in optimizer.variables if "average" in v.name)
+    assert float(average_variable[0]) == pytest.approx(values[-1], rel=1e-6)
+
+
+def test_an_incomplete_window_is_kept_and_completed_by_the_next_fit():
+    x, y = runs.images(24)
+    run = runs.train(lambda: kt.LAMB(0.05, gradient_accumulation_steps=2), data=(x, y), batch=8, epochs=1)
+    optimizer = run.model.optimizer
+    pending = [v for v in optimizer.variables if "accumulator" in v.name]
+    assert int(optimizer.iterations) == 1  # three batches: one window of two, and a half
+    assert all(np.abs(v.numpy()).max() > 0 for v in pending)
+    run.model.fit(x[:8], y[:8], batch_size=8, verbose=0)
+    assert int(optimizer.iterations) == 2
+    assert all(np.abs(v.numpy()).max() == 0 for v in pending)
+
+
+def test_constraints_hold_after_every_step_on_every_replica(replicas):
+    run = runs.train(lambda: kt.LAMB(0.3), replicas=replicas)
+    kernel = run.model.layers[2].kernel.value
+    for copy in run.model.distribute_strategy.experimental_local_results(kernel):
+        assert np.linalg.norm(copy.numpy(), axis=0).max() <= 1 + 1e-6
+
+
+def test_applying_outside_of_a_replica_is_explained():
+    strategy = runs.strategy_of(2)
+    with strategy.scope():
+        variable = keras.Variable([1.0])
+        optimizer = kt.LAMB()
+        with pytest.raises(RuntimeError, match="strategy.run"):
+            optimizer.apply([tf.ones(1)], [variable])
+
+
+def test_apply_without_variables_needs_a_built_optimizer_and_all_gradients():
+    optimizer = kt.LAMB()
+    with pytest.raises(ValueError, match="needs a built optimizer"):
+        optimizer.apply([tf.ones(1)])
+    optimizer.build([keras.Variable([1.0]), keras.Variable([1.0])])
+    with pytest.raises(ValueError, match="Expected 2 gradients, received 1"):
+        optimizer.apply([tf.ones(1)])
+    with pytest.raises(ValueError, match="Unknown variable"):
+        optimizer.apply([tf.ones(1)], [keras.Variable([1.0])])
+
+
+def test_the_second_step_is_not_traced_again():
+    traces = []
+
+    class Spy(kt.LAMB):
+        def update_step(self, *arguments):
+            traces.append(1)
+            super().update_step(*arguments)
+
+    run = runs.train(lambda: Spy(0.05), epochs=1)
+    after_first = len(traces)
+    run.model.fit(*runs.images(), batch_size=8, verbose=0)
+    assert len(traces) == after_first

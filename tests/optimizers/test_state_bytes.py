@@ -1,0 +1,36 @@
+import keras
+import numpy as np
+import pytest
+
+import keras_tricks as kt
+
+COUNTERS = 8 + 4  # the step, int64, and the learning rate, float32
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "bytes_a_parameter"),
+    [
+        (lambda: keras.optimizers.SGD(0.1), 0),
+        (lambda: keras.optimizers.SGD(0.1, momentum=0.9), 4),
+        (lambda: keras.optimizers.Adam(), 8),
+        (lambda: kt.LAMB(), 8),
+        (lambda: kt.LAMB(use_ema=True, gradient_accumulation_steps=2), 16),
+    ],
+)
+def test_counts_the_slots(optimizer, bytes_a_parameter):
+    optimizer = optimizer()
+    optimizer.build([keras.Variable(np.ones((10, 30), "float32")), keras.Variable(np.ones(30, "float32"))])
+    assert kt.state_bytes(optimizer) - bytes_a_parameter * 330 in (COUNTERS, COUNTERS + 4)
+
+
+def test_low_precision_slots_count_by_their_own_size():
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    optimizer.build([keras.Variable(np.ones((10, 10)), dtype="bfloat16")])
+    assert kt.state_bytes(optimizer) == 200 + COUNTERS
+
+
+def test_needs_a_built_optimizer():
+    with pytest.raises(ValueError, match="Build it first"):
+        kt.state_bytes(kt.LAMB())
+    with pytest.raises(TypeError, match="Expected a Keras optimizer"):
+        kt.state_bytes("adam")

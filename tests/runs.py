@@ -1,0 +1,83 @@
+"""One small training run under given conditions: what most contract tests compare."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_tricks as kt
+
+
+def strategy_of(replicas):
+    if replicas == 1:
+        return tf.distribute.get_strategy()
+    # TensorFlow's default collectives let two strategies of different size in one process break each other.
+    return tf.distribute.MirroredStrategy(
+        [f"CPU:{i}" for i in range(replicas)], cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+
+
+def images(count=32, size=6, channels=1, classes=3, seed=0):
+    random = np.random.default_rng(seed)
+    return random.normal(size=(count, size, size, channels)).astype("float32"), random.integers(0, classes, count)
+
+
+def small_network(conv=keras.layers.Conv2D):
+    """A convolution, a dense layer with a constraint, and float32 logits."""
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 1)),
+            conv(4, 3, activation="relu"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(5, activation="tanh", kernel_constraint=keras.constraints.MaxNorm(1.0)),
+            keras.layers.Dense(3, dtype="float32"),
+        ]
+    )
+
+
+@dataclasses.dataclass
+class Run:
+    model: keras.Model
+    losses: list
+    weights: list
+
+
+def train(
+    optimizer,
+    mode="graph",
+    replicas=1,
+    precision="float32",
+    batch=8,
+    epochs=2,
+    network=small_network,
+    callbacks=(),
+    data=None,
+    **compile_arguments,
+):
+    """Trains `network()` with `optimizer()`; eager, as a graph, or under XLA in the way that works on so many replicas."""
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy(precision)
+    with strategy_of(replicas).scope():
+        model = network()
+        model.compile(
+            optimizer(),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            run_eagerly=mode == "eager",
+            jit_compile=mode == "xla" and replicas == 1,
+            **compile_arguments,
+        )
+        if mode == "xla" and replicas > 1:
+            kt.jit(model)
+    x, y = images() if data is None else data
+    history = model.fit(x, y, batch_size=batch, epochs=epochs, shuffle=False, verbose=0, callbacks=list(callbacks))
+    return Run(model, history.history["loss"], [np.array(w) for w in model.get_weights()])
+
+
+def tolerance(precision):
+    return {"float32": 2e-5, "mixed_bfloat16": 3e-2, "mixed_float16": 4e-3}[precision]
+
+
+def assert_same_weights(a, b, tolerance):
+    for x, y in zip(a.weights, b.weights, strict=True):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
