@@ -87,23 +87,17 @@ def echo(factor, shuffle_buffer=None, seed=None):
 
 
 def _repeat_elements(dataset, factor, tf):
-    structure = dataset.element_spec
-
-    def one(*parts):
-        # flat_map hands a tuple over as several arguments, anything else as one.
-        if not isinstance(structure, tuple):
-            (element,) = parts
-        elif hasattr(structure, "_fields"):
-            element = type(structure)(*parts)
-        else:
-            element = parts
-        return tf.data.Dataset.from_tensors(element)
+    is_tuple = type(dataset.element_spec) is tuple  # flat_map hands exactly those over as several arguments
 
     if factor.denominator == 1:
-        return dataset.flat_map(lambda *parts: one(*parts).repeat(factor.numerator))
+
+        def all_times(*parts):
+            return tf.data.Dataset.from_tensors(parts if is_tuple else parts[0]).repeat(factor.numerator)
+
+        return dataset.flat_map(all_times)
 
     def some(index, element):
-        up_to = [tf.math.floordiv((index + k) * factor.numerator, factor.denominator) for k in (0, 1)]
-        return one(*(element if isinstance(structure, tuple) else (element,))).repeat(up_to[1] - up_to[0])
+        out_before, out_after = (tf.math.floordiv((index + k) * factor.numerator, factor.denominator) for k in (0, 1))
+        return tf.data.Dataset.from_tensors(element).repeat(out_after - out_before)
 
     return dataset.enumerate().flat_map(some)

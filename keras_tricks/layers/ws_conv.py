@@ -31,19 +31,30 @@ class _StandardizesKernel:
                 f"channels in {self.groups} groups has one weight for each output channel, and standardising a single "
                 "weight makes it 0. Use the plain Keras convolution here."
             )
+        # Keras would add LoRA's weights here and then let no other weight in.
+        lora_rank, self.lora_rank = self.lora_rank, None
         super().build(input_shape)
         self.gain = None
         if self.use_gain:
             self.gain = self.add_weight(
                 name="gain", shape=(self.filters,), initializer="ones", dtype=self.dtype, autocast=False
             )
+        if lora_rank:
+            self.enable_lora(lora_rank, lora_alpha=self.lora_alpha)
 
     def add_weight(self, *args, name=None, autocast=True, **kwargs):
         """Keras' `add_weight`; under mixed precision the kernel stays float32 until it is standardised."""
         return super().add_weight(*args, name=name, autocast=autocast and name != "kernel", **kwargs)
 
     def convolution_op(self, inputs, kernel):
-        return super().convolution_op(inputs, ops.cast(self.standardize(kernel), self.compute_dtype))
+        return ops.conv(
+            inputs,
+            ops.cast(self.standardize(kernel), self.compute_dtype),
+            strides=list(self.strides),
+            padding="valid" if self.padding == "causal" else self.padding,
+            dilation_rate=self.dilation_rate,
+            data_format=self.data_format,
+        )
 
     def standardize(self, kernel):
         """The kernel that convolves, in float32 or wider: mean 0 and, unless clamped, squares that sum to gain²."""
@@ -107,6 +118,14 @@ _DOC = """{rank}D convolution with scaled weight standardisation: a drop-in for 
 @keras.saving.register_keras_serializable(package="keras_tricks")
 class WSConv1D(_StandardizesKernel, keras.layers.Conv1D):
     __doc__ = _DOC.format(rank=1, shape=(2, 9, 4), output=(2, 9, 8))
+
+    def call(self, inputs):
+        # Conv1D convolves in its own `call`; the one that it overrides goes through `convolution_op`, as 2D and 3D do.
+        if self.padding == "causal":
+            padding = [[0, 0], [0, 0], [0, 0]]
+            padding[1 if self.data_format == "channels_last" else 2][0] = self.dilation_rate[0] * (self.kernel_size[0] - 1)
+            inputs = ops.pad(inputs, padding)
+        return super(keras.layers.Conv1D, self).call(inputs)
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
