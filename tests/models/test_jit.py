@@ -1,0 +1,261 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_tricks as kt
+from tests import runs
+
+
+def with_state():
+    """Batch normalisation, a regularized kernel and an activity loss: all that a call leaves behind."""
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 1)),
+            keras.layers.Conv2D(4, 3, kernel_regularizer=keras.regularizers.L2(0.1)),
+            keras.layers.BatchNormalization(momentum=0.5),
+            keras.layers.ReLU(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(5, activity_regularizer=keras.regularizers.L2(0.1)),
+            keras.layers.Dense(3),
+        ]
+    )
+
+
+def functional():
+    inputs = keras.Input((6, 6, 1))
+    x = keras.layers.Flatten()(keras.layers.Conv2D(4, 3, activation="relu")(inputs))
+    return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Dropout(0.0)(x)))
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Subclassed(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.flatten = keras.layers.Flatten()
+        self.hidden = keras.layers.Dense(5, activation="tanh", activity_regularizer=keras.regularizers.L2(0.1))
+        self.out = keras.layers.Dense(3)
+
+    def call(self, x, training=False):
+        return self.out(self.hidden(self.flatten(x)))
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class OwnStep(Subclassed):
+    """With a train_step of its own."""
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        self.optimizer.apply_gradients(
+            zip(tape.gradient(loss, self.trainable_variables), self.trainable_variables, strict=True)
+        )
+        return {"loss": loss}
+
+
+def sgd():
+    return keras.optimizers.SGD(0.1, momentum=0.9)
+
+
+def both(network, replicas, **kwargs):
+    """The same training without and with jit."""
+    plain = runs.train(sgd, "graph", replicas, network=network, **kwargs)
+
+    def jitted():
+        return kt.jit(network())
+
+    return plain, runs.train(sgd, "graph", replicas, network=jitted, **kwargs)
+
+
+@pytest.mark.parametrize("network", [with_state, functional, Subclassed, OwnStep])
+def test_training_is_the_same(network, replicas):
+    plain, jitted = both(network, replicas)
+    np.testing.assert_allclose(jitted.losses, plain.losses, rtol=1e-4)
+    runs.assert_same_weights(plain, jitted, 2e-5)  # moving statistics too
+
+
+def test_what_xla_cannot_compile_fails_so_it_is_xla_that_runs():
+    class Python(keras.layers.Layer):
+        def call(self, x):
+            y = tf.numpy_function(lambda a: a, [x], tf.float32)
+            return tf.ensure_shape(y, x.shape)
+
+    def network():
+        return keras.Sequential([keras.Input((6, 6, 1)), Python(), keras.layers.Flatten(), keras.layers.Dense(3)])
+
+    runs.train(sgd, network=network, epochs=1)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="compil"):
+        runs.train(sgd, network=lambda: kt.jit(network()), epochs=1)
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision(precision, replicas):
+    network = lambda: keras.Sequential([*runs.small_network().layers[:-1], keras.layers.Dense(3, dtype="float32")])  # noqa: E731
+    plain = runs.train(lambda: kt.LossScaleOptimizer(kt.LAMB(0.02)), "graph", replicas, precision, network=network)
+    jitted = runs.train(
+        lambda: kt.LossScaleOptimizer(kt.LAMB(0.02)), "graph", replicas, precision, network=lambda: kt.jit(network())
+    )
+    runs.assert_same_weights(plain, jitted, runs.tolerance(precision))
+
+
+def test_several_steps_an_execution_and_metrics(replicas):
+    plain, jitted = (
+        runs.train(sgd, network=n, replicas=replicas, steps_per_execution=3, metrics=["accuracy"])
+        for n in (with_state, lambda: kt.jit(with_state()))
+    )
+    a, b = plain.model.history.history, jitted.model.history.history
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_allclose(b[name], a[name], rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_draws_a_new_mask_at_each_step():
+    model = kt.jit(keras.Sequential([keras.Input((100,)), keras.layers.Dropout(0.5, seed=1)]))
+    x = np.ones((1, 100), "float32")
+    first, second = (np.array(model(x, training=True)) for _ in range(2))
+    assert (first != second).any()
+    assert 20 < (first == 0).sum() < 80
+
+
+def test_evaluate_predict_and_direct_calls_are_as_before(replicas):
+    plain, jitted = both(with_state, replicas)
+    x, y = runs.images()
+    np.testing.assert_allclose(
+        jitted.model.predict(x, batch_size=8, verbose=0), plain.model.predict(x, batch_size=8, verbose=0), atol=1e-4
+    )
+    assert jitted.model.evaluate(x, y, batch_size=8, verbose=0) == pytest.approx(
+        plain.model.evaluate(x, y, batch_size=8, verbose=0), rel=1e-4
+    )
+    np.testing.assert_allclose(jitted.model(x), plain.model(x), atol=1e-4)
+    losses = [float(loss) for loss in jitted.model.losses]
+    assert losses == pytest.approx([float(loss) for loss in plain.model.losses], rel=1e-4)
+    assert len(losses) == 2
+
+
+def test_after_compile_and_training_it_takes_effect(replicas):
+    run = runs.train(sgd, "xla" if replicas == 1 else "graph", replicas, network=with_state, epochs=1)
+    assert run.model.train_function is not None
+    kt.jit(run.model)
+    assert run.model.train_function is None
+    assert not run.model.jit_compile
+    again = runs.train(sgd, "graph", replicas, network=with_state, epochs=1)
+    for model in (run.model, again.model):
+        model.fit(*runs.images(), batch_size=8, shuffle=False, verbose=0)
+    for a, b in zip(run.model.get_weights(), again.model.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", [with_state, functional, Subclassed])
+def test_saved_it_is_a_plain_model_and_continues_bit_for_bit_when_jitted_again(network, tmp_path):
+    run = runs.train(sgd, network=lambda: kt.jit(network()), epochs=1)
+    run.model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    assert "call" not in vars(loaded)
+    kt.jit(loaded)
+    for model in (run.model, loaded):
+        model.fit(*runs.images(), batch_size=8, shuffle=False, verbose=0)
+    for a, b in zip(run.model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_cloned_exported_and_nested_in_another_model(tmp_path):
+    model = kt.jit(functional())
+    x = runs.images()[0]
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    np.testing.assert_allclose(clone(x), model(x), atol=1e-5)
+    model.export(tmp_path / "saved", verbose=False)
+    exported = tf.saved_model.load(tmp_path / "saved")
+    np.testing.assert_allclose(exported.serve(x), model(x), atol=1e-5)
+    outer = keras.Sequential([keras.Input((6, 6, 1)), model, keras.layers.Softmax()])
+    np.testing.assert_allclose(np.array(outer(x)).sum(axis=1), 1, atol=1e-5)
+
+
+def test_masks_reach_the_loss():
+    def network():
+        return keras.Sequential(
+            [
+                keras.Input((4,), dtype="int32"),
+                keras.layers.Embedding(10, 3, mask_zero=True),
+                keras.layers.LSTM(3, return_sequences=True, use_cudnn=False),
+            ]
+        )
+
+    data = np.array([[1, 2, 0, 0], [3, 0, 0, 0], [4, 5, 6, 7], [8, 9, 1, 0]]), np.zeros((4, 4), int)
+    plain, jitted = both(network, 1, data=data, batch=4)
+    np.testing.assert_allclose(jitted.losses, plain.losses, rtol=1e-4)
+    for model in (plain.model, jitted.model):
+        assert model.evaluate(*data, verbose=0) == pytest.approx(
+            float(np.ravel(plain.model.evaluate(*data, verbose=0))[0]), rel=1e-4
+        )
+    mask = jitted.model(data[0])._keras_mask
+    np.testing.assert_array_equal(mask, data[0] != 0)
+
+
+def test_several_inputs_and_outputs_by_name():
+    def network():
+        a, b = keras.Input((3,), name="a"), keras.Input((3,), name="b")
+        x = keras.layers.Concatenate()([a, b])
+        return keras.Model(
+            {"a": a, "b": b}, {"s": keras.layers.Dense(1, name="s")(x), "t": keras.layers.Dense(2, name="t")(x)}
+        )
+
+    x = {"a": np.ones((8, 3), "float32"), "b": np.arange(24).reshape(8, 3).astype("float32")}
+    y = {"s": np.ones((8, 1)), "t": np.ones((8, 2))}
+    results = []
+    for wrap in (lambda m: m, kt.jit):
+        keras.utils.set_random_seed(0)
+        model = wrap(network())
+        model.compile(keras.optimizers.SGD(1e-3), {"s": "mse", "t": "mae"})
+        history = model.fit(x, y, epochs=2, verbose=0, shuffle=False, sample_weight={"s": np.arange(8.0), "t": np.ones(8)})
+        results.append(history.history["loss"])
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-5)
+
+
+def test_jit_twice_is_jit_once():
+    model = kt.jit(functional())
+    call = model.call
+    assert kt.jit(model) is model
+    assert model.call is call
+
+
+def test_the_step_is_traced_once_for_a_shape():
+    traces = []
+
+    class Counting(keras.layers.Layer):
+        def call(self, x):
+            traces.append(x.shape)
+            return x
+
+    network = lambda: kt.jit(keras.Sequential([keras.Input((6, 6, 1)), Counting(), keras.layers.Flatten(), keras.layers.Dense(3)]))  # noqa: E731
+    run = runs.train(sgd, network=network, epochs=1)
+    before = len(traces)
+    run.model.fit(*runs.images(), batch_size=8, epochs=3, verbose=0)
+    assert len(traces) == before
+
+
+def test_what_cannot_work_says_what_can():
+    with pytest.raises(TypeError, match="expects a keras.Model"):
+        kt.jit(keras.layers.Dense(1))
+
+    def synchronized():
+        return keras.Sequential(
+            [keras.Input((6, 6, 1)), keras.layers.BatchNormalization(synchronized=True), keras.layers.Flatten()]
+        )
+
+    with pytest.raises(ValueError, match="synchronized=True"):
+        runs.train(sgd, replicas=2, network=lambda: kt.jit(synchronized()))
+    kt.jit(synchronized())  # on one device there is nothing to exchange
+
+    with pytest.raises(ValueError, match=r"use `compile\(jit_compile=False\)`"):
+        with runs.strategy_of(2).scope():
+            model = kt.jit(functional())
+            model.compile("sgd", "sparse_categorical_crossentropy", jit_compile=True)
+        model.fit(*runs.images(), batch_size=8, verbose=0)
+
+    spectral = kt.jit(
+        keras.Sequential([keras.Input((3,)), keras.layers.SpectralNormalization(keras.layers.Dense(2))])
+    )
+    with pytest.raises(ValueError, match="train this model without `jit`"):
+        spectral(np.ones((2, 3)), training=True)
