@@ -67,7 +67,9 @@ def _env():
 
     import keras_tricks
 
-    print(f"keras_tricks {keras_tricks.__version__}, Python {sys.version.split()[0]}, backend {keras.backend.backend()}")
+    print(
+        f"keras_tricks {keras_tricks.__version__}, Python {sys.version.split()[0]}, backend {keras.backend.backend()}"
+    )
     for name in (
         "keras",
         "tensorflow",
@@ -85,7 +87,9 @@ def _env():
     if keras.backend.backend() == "tensorflow":
         _tensorflow_env()
     else:
-        print("\nOn this backend: optimizers, schedules, layers and CyclicLR. jit, data, distribute and Histograms need")
+        print(
+            "\nOn this backend: optimizers, schedules, layers and CyclicLR. jit, data, distribute and Histograms need"
+        )
         print("TensorFlow (KERAS_BACKEND=tensorflow).")
     return 0
 

@@ -29,7 +29,7 @@ def setup(replicas=None, precision="float32", xla=False, device=None):
         device: `"GPU"`, `"CPU"`, or `None` (default) for GPUs where there are any.
 
     Returns:
-        The default strategy for one replica, else a `MirroredStrategy`.
+        For one replica the default strategy (a `OneDeviceStrategy` for a CPU beside GPUs), else a `MirroredStrategy`.
 
     Raises:
         TypeError, ValueError: For arguments that are not of their kind, with what can be chosen on this machine.
@@ -37,7 +37,6 @@ def setup(replicas=None, precision="float32", xla=False, device=None):
             backend other than TensorFlow.
 
     Example:
-
     >>> import keras_tricks as kt
     >>> strategy = kt.distribute.setup()
     """
@@ -60,9 +59,11 @@ def setup(replicas=None, precision="float32", xla=False, device=None):
     keras.config.set_dtype_policy(precision)
     if xla:
         _check_xla(tf, devices, precision)
-    if len(devices) == 1:
-        return tf.distribute.get_strategy()
     on_cpu = devices[0].startswith("CPU")
+    if len(devices) == 1:
+        if on_cpu and tf.config.get_visible_devices("GPU"):
+            return tf.distribute.OneDeviceStrategy("CPU:0")  # the default strategy would choose the GPU
+        return tf.distribute.get_strategy()
     return tf.distribute.MirroredStrategy(
         devices, cross_device_ops=tf.distribute.ReductionToOneDevice() if on_cpu else None
     )
@@ -95,10 +96,11 @@ def _make_logical_cpus(tf, count):
     try:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
     except RuntimeError:
+        available = max(len(configured), 1)
         raise RuntimeError(
-            f"`replicas={count}`: TensorFlow has already started in this process, with {max(len(configured), 1)} logical "
-            "CPU device(s), and cannot get more. Call `keras_tricks.distribute.setup` before anything else that uses "
-            f"TensorFlow, or use up to {max(len(configured), 1)} replica(s)."
+            f"`replicas={count}`: TensorFlow has already started in this process, with {available} logical CPU "
+            "device(s), and cannot get more. Call `keras_tricks.distribute.setup` before anything else that uses "
+            f"TensorFlow, or use up to {available} replica(s)."
         ) from None
 
 

@@ -55,7 +55,7 @@ def train(
     data=None,
     **compile_arguments,
 ):
-    """Trains `network()` with `optimizer()`; eager, as a graph, or under XLA in the way that works on so many replicas."""
+    """Trains `network()` with `optimizer()`; eager, as a graph, or under XLA as it works on so many replicas."""
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy(precision)
     with strategy_of(replicas).scope():

@@ -1,6 +1,6 @@
 """Moves the learning rate, and momentum against it, at every optimizer step of a compiled `fit`.
 
-    rate = schedule(t)        momentum = high - (high - low) · (rate - lowest)/(highest - lowest)        t: optimizer step
+    rate = schedule(t)      momentum = high - (high - low) · (rate - lowest)/(highest - lowest)      t: optimizer step
 
 Smith, 2018, arXiv:1803.09820: momentum falls while the rate rises. Both are computed inside the compiled step, so they
 move every step under `steps_per_execution`, XLA, accumulation and loss scaling; a Python attribute set between batches
@@ -31,7 +31,6 @@ class CyclicLR(keras.callbacks.Callback):
         ValueError: When training starts, if the optimizer has a schedule of its own, or nothing to move as momentum.
 
     Example:
-
     >>> import keras, numpy as np, keras_tricks as kt
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     >>> model.compile(optimizer=kt.LAMB(0.1), loss="mse")
@@ -166,8 +165,7 @@ def _momentum_schedule(momentum, schedule):
         high, low = momentum
     except (TypeError, ValueError):
         raise TypeError(
-            "`momentum` must be None, a pair (high, low) or a LearningRateSchedule. "
-            f"Received: momentum={momentum!r}"
+            f"`momentum` must be None, a pair (high, low) or a LearningRateSchedule. Received: momentum={momentum!r}"
         ) from None
     if not 0 <= low <= high < 1:
         raise ValueError(f"`momentum` expects (high, low) with 0 <= low <= high < 1. Received: momentum={momentum}")

@@ -17,15 +17,16 @@ def echo(factor, shuffle_buffer=None, seed=None):
 
     Where it stands decides what is repeated: after reading and before random augmentation, each repeat is augmented
     anew (the most useful form); after augmentation, equal examples repeat; after `batch`, whole batches do. Put
-    `prefetch` behind it and never echo validation data. Epochs become `factor` times longer.
+    `prefetch` behind it, of at least `factor` elements, and never echo validation data. Epochs become `factor` times
+    longer.
 
     Works on elements of any structure, keeps static shapes, is deterministic, and keeps the cardinality known:
     `floor(n * factor)` for `n` elements.
 
     Args:
-        factor: How often to use each element, at least 1. Fractions repeat in a fixed pattern: 1.5 gives 1, 2, 1, 2, ...
-            Taken as the decimal it is written as, so 100 elements at 1.15 are 115. A factor of 1 leaves the dataset as
-            it is.
+        factor: How often to use each element, at least 1. Fractions repeat in a fixed pattern: 1.5 gives 1, 2, 1, 2,
+            and so on. Taken as the decimal it is written as, so 100 elements at 1.15 are 115. A factor of 1 leaves the
+            dataset as it is.
         shuffle_buffer: If given, shuffle the repeats with a buffer of so many elements, so that equal ones do not
             follow each other. A buffer of `factor * batch_size` or more spreads them over batches. It holds that many
             elements in memory. Defaults to `None`.
@@ -40,9 +41,8 @@ def echo(factor, shuffle_buffer=None, seed=None):
         RuntimeError: On a backend other than TensorFlow.
 
     Example:
-
     >>> import tensorflow as tf, keras_tricks as kt
-    >>> list(tf.data.Dataset.range(4).apply(kt.data.echo(1.5)).as_numpy_iterator())
+    >>> [int(x) for x in tf.data.Dataset.range(4).apply(kt.data.echo(1.5))]
     [0, 1, 1, 2, 3, 3]
 
     Reference:

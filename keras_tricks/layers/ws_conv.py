@@ -123,7 +123,9 @@ class WSConv1D(_StandardizesKernel, keras.layers.Conv1D):
         # Conv1D convolves in its own `call`; the one that it overrides goes through `convolution_op`, as 2D and 3D do.
         if self.padding == "causal":
             padding = [[0, 0], [0, 0], [0, 0]]
-            padding[1 if self.data_format == "channels_last" else 2][0] = self.dilation_rate[0] * (self.kernel_size[0] - 1)
+            padding[1 if self.data_format == "channels_last" else 2][0] = self.dilation_rate[0] * (
+                self.kernel_size[0] - 1
+            )
             inputs = ops.pad(inputs, padding)
         return super(keras.layers.Conv1D, self).call(inputs)
 

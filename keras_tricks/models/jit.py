@@ -24,8 +24,8 @@ def jit(model):
     Sequential and subclassed models, before or after `compile()`, and on loaded models. A model with a `train_step` of
     its own keeps it; there the forward pass and its gradient are compiled. The optimizer's step stays outside.
 
-    The model itself is changed and returned. Saving does not keep it: call `jit` again on a loaded model. Each new input
-    shape is compiled anew, so batch with `drop_remainder=True`.
+    The model itself is changed and returned. Saving does not keep it: call `jit` again on a loaded model. Each new
+    input shape is compiled anew, so batch with `drop_remainder=True`.
 
     Args:
         model: A `keras.Model`.
@@ -38,10 +38,9 @@ def jit(model):
         RuntimeError: On a backend other than TensorFlow; there `compile(jit_compile=True)` is enough.
         ValueError: Here or when the model is first called: for synchronized batch normalisation under several replicas
             (its exchange cannot be in the compiled part), for a layer that assigns its own trainable weight, and for
-            `compile(jit_compile=True)` under several replicas.
+            `compile(jit_compile=True)` afterwards under several replicas (before, it is switched off).
 
     Example:
-
     >>> import keras, keras_tricks as kt
     >>> model = kt.jit(keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]))
     >>> model.compile(optimizer=kt.LAMB(), loss="mse", jit_compile=False)

@@ -15,6 +15,7 @@ of them, and fails with that name when Keras moves it.
 """
 
 import numbers
+import warnings
 
 import keras
 from keras import ops
@@ -73,6 +74,14 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             and keras.config.dtype_policy().name == "mixed_float16"
             and not self.finite_check_is_done
         )
+        if self._guards_against_overflow:
+            warnings.warn(
+                f"{type(self).__name__} trains in mixed_float16 on several replicas without "
+                "`keras_tricks.LossScaleOptimizer`. Keras' own loss scaling looks at the first replica only: a step "
+                "that overflows on another one is skipped here, but the scale is not lowered for it. Compile with "
+                f"`optimizer=keras_tricks.LossScaleOptimizer({type(self).__name__}(...))`.",
+                stacklevel=2,
+            )
 
     def add_variable(self, shape, initializer="zeros", dtype=None, **kwargs):
         """Keras' `add_variable`, but never in float16 or bfloat16, where moments and sums lose their small parts."""

@@ -27,7 +27,9 @@ class Exclusion:
                 try:
                     re.compile(entry)
                 except re.error as error:
-                    raise ValueError(f"`{argument}` holds an invalid regular expression: {entry!r} ({error}).") from error
+                    raise ValueError(
+                        f"`{argument}` holds an invalid regular expression: {entry!r} ({error})."
+                    ) from error
             elif not isinstance(entry, (keras.layers.Layer, keras.Variable)):
                 raise TypeError(
                     f"`{argument}` expects None, or a list of regular expressions on variable paths, layers or "

@@ -48,7 +48,6 @@ class LAMB(AggregatedOptimizer):
         ValueError: For values out of range, and at build for a pattern that matches no variable.
 
     Example:
-
     >>> import keras, numpy as np, keras_tricks as kt
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     >>> model.compile(optimizer=kt.LAMB(0.01, weight_decay=0.01), loss="mse")

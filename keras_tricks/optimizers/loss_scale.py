@@ -29,7 +29,6 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         TypeError: If `inner_optimizer` is not a Keras optimizer, or is a loss-scale optimizer itself.
 
     Example:
-
     >>> import keras_tricks as kt
     >>> optimizer = kt.LossScaleOptimizer(kt.LAMB(0.01))
 

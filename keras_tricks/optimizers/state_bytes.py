@@ -18,7 +18,6 @@ def state_bytes(optimizer):
         ValueError: If it is not built.
 
     Example:
-
     >>> import keras, keras_tricks as kt
     >>> optimizer = kt.LAMB()
     >>> optimizer.build([keras.Variable(np.ones((10, 10), "float32"))])
@@ -31,9 +30,7 @@ def state_bytes(optimizer):
         raise ValueError(
             "The optimizer has no state yet. Build it first: `optimizer.build(model.trainable_variables)`, or train."
         )
-    return sum(
-        int(np.prod(v.shape)) * np.dtype(_numpy_name(v.dtype)).itemsize for v in optimizer.variables
-    )
+    return sum(int(np.prod(v.shape)) * np.dtype(_numpy_name(v.dtype)).itemsize for v in optimizer.variables)
 
 
 def _numpy_name(dtype):

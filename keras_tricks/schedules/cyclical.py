@@ -38,7 +38,6 @@ class CyclicalLearningRate(keras.optimizers.schedules.LearningRateSchedule):
         ValueError: For an unknown mode, a `step_size` that is not positive, and `gamma` out of range.
 
     Example:
-
     >>> import keras_tricks as kt
     >>> schedule = kt.schedules.CyclicalLearningRate(0.1, 0.5, step_size=2)
     >>> [round(float(schedule(step)), 2) for step in range(5)]

@@ -97,9 +97,7 @@ def test_the_kernel_is_standardized_in_float32_under_mixed_precision(policy, dty
     assert half(x).dtype == dtype
     half.set_weights(weights)
     assert half.kernel.dtype == half.gain.dtype == "float32"
-    np.testing.assert_allclose(
-        keras.ops.cast(half(x), "float32"), exact(x), atol=0.1 if dtype == "bfloat16" else 0.02
-    )
+    np.testing.assert_allclose(keras.ops.cast(half(x), "float32"), exact(x), atol=0.1 if dtype == "bfloat16" else 0.02)
 
 
 def test_saved_and_loaded_it_is_the_same_also_by_weights_alone(tmp_path):
@@ -185,9 +183,7 @@ def test_it_learns_without_normalisation():
             keras.layers.Dense(10),
         ]
     )
-    model.compile(
-        kt.LAMB(0.02), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
-    )
+    model.compile(kt.LAMB(0.02), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     model.fit(x[:1400], y[:1400], batch_size=50, epochs=4, verbose=0)
     assert model.evaluate(x[1400:], y[1400:], verbose=0)[1] > 0.9
 

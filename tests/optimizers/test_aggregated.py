@@ -101,7 +101,7 @@ def test_applying_outside_of_a_replica_is_explained():
     with strategy.scope():
         variable = keras.Variable([1.0])
         optimizer = kt.LAMB()
-        with pytest.raises(RuntimeError, match="strategy.run"):
+        with pytest.raises(RuntimeError, match=r"strategy\.run"):
             optimizer.apply([tf.ones(1)], [variable])
 
 

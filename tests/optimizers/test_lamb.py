@@ -26,7 +26,9 @@ def numbers(shape, dtype, count=4, seed=0):
 @pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-7), ("float32", 2e-5)])
 def test_several_steps_equal_the_paper(shape, dtype, rtol):
     w, gradients = numbers(shape, dtype)
-    got = steps(kt.LAMB(0.1, weight_decay=0.02, exclude_from_weight_decay=[], exclude_from_layer_adaptation=[]), w, gradients)
+    got = steps(
+        kt.LAMB(0.1, weight_decay=0.02, exclude_from_weight_decay=[], exclude_from_layer_adaptation=[]), w, gradients
+    )
     np.testing.assert_allclose(got, reference.lamb(w, gradients, 0.1, weight_decay=0.02), rtol=rtol, atol=rtol)
 
 
@@ -36,7 +38,9 @@ def test_vectors_and_scalars_are_neither_decayed_nor_adapted_by_default():
     np.testing.assert_allclose(got, reference.lamb(w, gradients, 0.1, adapt=False), rtol=1e-7)
 
 
-@pytest.mark.parametrize(("given_clip", "as_range"), [(0.3, (0, 0.3)), ((0.5, 0.8), (0.5, 0.8)), ((2.0, 3.0), (2.0, 3.0))])
+@pytest.mark.parametrize(
+    ("given_clip", "as_range"), [(0.3, (0, 0.3)), ((0.5, 0.8), (0.5, 0.8)), ((2.0, 3.0), (2.0, 3.0))]
+)
 def test_trust_ratio_is_clipped(given_clip, as_range):
     w, gradients = numbers((3, 4), "float64")
     got = steps(kt.LAMB(0.1, trust_ratio_clip=given_clip), w, gradients)
@@ -161,7 +165,9 @@ class TestExclusions:
         model, _ = self.model()
         head = model.get_layer("head")
         model.compile(
-            kt.LAMB(0.1, weight_decay=0.5, exclude_from_weight_decay=[head], exclude_from_layer_adaptation=[head.kernel]),
+            kt.LAMB(
+                0.1, weight_decay=0.5, exclude_from_weight_decay=[head], exclude_from_layer_adaptation=[head.kernel]
+            ),
             "mse",
         )
         model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)

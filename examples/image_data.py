@@ -1,0 +1,37 @@
+"""Small image sets for the examples: scikit-learn's digits, or a set of tensorflow_datasets."""
+
+import sys
+
+import numpy as np
+
+NAMES = ("digits", "mnist", "fashion_mnist", "cifar10")
+
+
+def load(name, data_dir=None):
+    """((images, labels) for training, the same for testing), images in 0..1, float32; or leaves with a message.
+
+    `digits` comes with scikit-learn. The others are read from `data_dir`, a folder of prepared tensorflow_datasets, or
+    downloaded by tensorflow_datasets if no folder is named.
+    """
+    if name == "digits":
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        images, labels = (digits.images[..., None] / 16).astype("float32"), digits.target
+        order = np.random.default_rng(0).permutation(len(labels))
+        return [(images[part], labels[part]) for part in (order[360:], order[:360])]
+    import tensorflow_datasets as tfds
+
+    try:
+        parts = tfds.load(
+            name, data_dir=data_dir, download=not data_dir, split=["train", "test"], as_supervised=True, batch_size=-1
+        )
+    except Exception as error:  # a missing folder, no network, a broken download: tfds raises many kinds
+        tried = f"prepared in {data_dir}" if data_dir else "in ~/tensorflow_datasets and could not be downloaded"
+        sys.exit(
+            f"\n{name} is not {tried} ({type(error).__name__}).\n"
+            f"With a network, prepare it by:\n  python -c \"import tensorflow_datasets as tfds; tfds.load('{name}')\"\n"
+            f"Without, copy the prepared folder from another machine and name the folder that holds {name}/ by "
+            "--data-dir, or use --data digits, which needs nothing."
+        )
+    return [(np.asarray(images, "float32") / 255, np.asarray(labels)) for images, labels in parts]

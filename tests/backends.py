@@ -1,0 +1,61 @@
+"""Runs that have to end equal on every backend; `python -m tests.backends FILE` runs them on the one that is set."""
+
+import sys
+
+import keras
+import numpy as np
+
+import keras_tricks as kt
+from keras_tricks import catalog
+from tests import runs
+
+
+def with_fixed_weights(model, seed=0):
+    # The backends draw different numbers from the same seed.
+    random = np.random.default_rng(seed)
+    model.set_weights([0.3 * random.normal(size=w.shape) for w in model.get_weights()])
+    return model
+
+
+def dense():
+    layers = [keras.Input((6, 6, 1)), keras.layers.Flatten(), keras.layers.Dense(5, activation="tanh")]
+    return with_fixed_weights(keras.Sequential([*layers, keras.layers.Dense(3, dtype="float32")]))
+
+
+def results():
+    """Final weights by the name of the run."""
+    ends = {}
+    for trick in catalog.TRICKS:
+        if "jax" not in trick.backends:
+            continue
+        if trick.kind == "optimizer" and trick.make:
+            everything = {"gradient_accumulation_steps": 2, "global_clipnorm": 0.5, "use_ema": True}
+            for name, options in {"plain": {}, "everything": everything}.items():
+                run = runs.train(lambda t=trick, o=options: t.make(**o), network=dense)
+                ends[f"{trick.name} {name}"] = run
+            overwriting = {"gradient_accumulation_steps": 2, "use_ema": True, "ema_overwrite_frequency": 2}
+            ends[f"{trick.name} overwriting"] = runs.train(lambda t=trick, o=overwriting: t.make(**o), network=dense)
+        elif trick.kind == "layer":
+            layer, shape = trick.make()
+            random = np.random.default_rng(1)
+            data = random.normal(size=(16, *shape)).astype("float32"), random.integers(0, 3, 16)
+
+            def network(layer=layer, shape=shape):
+                head = keras.layers.Dense(3, dtype="float32")
+                return with_fixed_weights(keras.Sequential([keras.Input(shape), layer, keras.layers.Flatten(), head]))
+
+            ends[trick.name] = runs.train(lambda: keras.optimizers.SGD(0.05), network=network, data=data)
+    schedule = kt.schedules.CyclicalLearningRate(0.001, 0.1, 3, mode="exp_range", gamma=0.97)
+    for name, optimizer in {
+        "LAMB": lambda: kt.LAMB(0.1),
+        "SGD": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+        "RMSprop": lambda: keras.optimizers.RMSprop(0.01, momentum=0.9),
+    }.items():
+        cycle = kt.callbacks.CyclicLR(schedule, momentum=(0.95, 0.3))
+        ends[f"CyclicLR {name}"] = runs.train(optimizer, network=dense, callbacks=[cycle])
+    ends["schedule LAMB"] = runs.train(lambda: kt.LAMB(schedule), network=dense)
+    return {name: np.concatenate([w.ravel() for w in run.weights]) for name, run in ends.items()}
+
+
+if __name__ == "__main__":
+    np.savez(sys.argv[1], **results())

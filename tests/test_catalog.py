@@ -1,0 +1,75 @@
+import inspect
+import pathlib
+
+import pytest
+
+import keras_tricks as kt
+from keras_tricks import catalog
+
+ROOT = pathlib.Path(__file__).parent.parent
+SUBPACKAGES = (kt.callbacks, kt.data, kt.layers, kt.models, kt.optimizers, kt.schedules)
+
+
+def public_objects():
+    for package in SUBPACKAGES:
+        for name in package.__all__:
+            yield getattr(package, name)
+    yield kt.distribute.setup
+
+
+def test_every_public_trick_has_a_record():
+    registered = {trick.object for trick in catalog.TRICKS}
+    missing = [o.__name__ for o in public_objects() if o not in registered]
+    assert not missing, f"add a record to keras_tricks/catalog.py for {missing}"
+    assert len(registered) == len(catalog.TRICKS)
+
+
+@pytest.mark.parametrize("trick", catalog.TRICKS, ids=lambda t: t.name)
+def test_every_record_has_a_card_a_test_module_and_a_reachable_name(trick):
+    assert (ROOT / "docs" / "tricks" / f"{trick.stem}.md").is_file()
+    assert list((ROOT / "tests").rglob(f"test_{trick.stem}.py"))
+    found = kt
+    for part in trick.name.split("."):
+        found = getattr(found, part)
+    assert found is trick.object
+    assert trick.line.endswith(".")
+    assert len(trick.line) <= 90
+    assert set(trick.works_with) <= set(catalog.CONDITIONS)
+
+
+@pytest.mark.parametrize("trick", catalog.TRICKS, ids=lambda t: t.name)
+def test_every_docstring_has_an_example_and_its_arguments(trick):
+    text = inspect.getdoc(trick.object)
+    assert ">>>" in text
+    for name, parameter in inspect.signature(trick.object).parameters.items():
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            assert f"{name}:" in text or f"{name} " in text, name
+    assert (trick.paper == "-") == ("Reference:" not in text)
+
+
+@pytest.mark.parametrize(
+    "name", ["LAMB", "lamb", "kt.LAMB", "keras_tricks.layers.WSConv2D", "wsconv2d", "ws_conv", "distribute"]
+)
+def test_tricks_are_found_by_any_of_their_names(name):
+    assert catalog.find(name).object in {kt.LAMB, kt.layers.WSConv2D, kt.layers.WSConv1D, kt.distribute.setup}
+
+
+def test_a_misspelt_name_is_answered_with_the_close_ones():
+    with pytest.raises(KeyError, match="Did you mean LAMB"):
+        catalog.find("lambb")
+    with pytest.raises(KeyError, match="list` shows all"):
+        catalog.find("xyzzy")
+
+
+@pytest.mark.parametrize(("page", "prefix"), [("README.md", "docs/tricks/"), ("docs/index.md", "tricks/")])
+def test_the_tables_of_tricks_are_up_to_date(page, prefix):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    table = text.split("<!-- tricks: begin -->\n")[1].split("<!-- tricks: end -->")[0]
+    assert table.strip() == catalog.markdown_table(prefix).strip(), "run `make tables`"
+
+
+def test_no_module_but_one_touches_what_keras_keeps_private():
+    for path in (ROOT / "keras_tricks").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "keras.src" not in text, path
+        assert "tensorflow.python" not in text, path

@@ -1,0 +1,77 @@
+"""What every layer of the catalogue keeps to; a new record is tested by being there."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_tricks as kt
+from keras_tricks import catalog
+from tests import runs
+
+LAYERS = [t for t in catalog.TRICKS if t.kind == "layer"]
+
+
+@pytest.fixture(params=LAYERS, ids=lambda t: t.name)
+def trick(request):
+    return request.param
+
+
+def network_of(trick):
+    def network():
+        layer, shape = trick.make()
+        return keras.Sequential(
+            [keras.Input(shape), layer, keras.layers.Flatten(), keras.layers.Dense(3, dtype="float32")]
+        )
+
+    return network
+
+
+def data_of(trick):
+    _, shape = trick.make()
+    random = np.random.default_rng(0)
+    return random.normal(size=(16, *shape)).astype("float32"), random.integers(0, 3, 16)
+
+
+def sgd():
+    return keras.optimizers.SGD(0.05)
+
+
+def test_config_round_trip(trick):
+    layer, _ = trick.make()
+    again = type(layer).from_config(layer.get_config())
+    assert again.get_config() == layer.get_config()
+
+
+def test_symbolic_and_real_calls_agree_on_shape_and_dtype(trick, precision):
+    layer, shape = trick.make(dtype=precision)
+    x = np.ones((2, *shape), "float32")
+    real, symbolic = layer(x), layer(keras.Input(shape))
+    assert (None, *real.shape[1:]) == tuple(symbolic.shape)
+    assert layer.compute_output_shape((None, *shape)) == (None, *real.shape[1:])
+    assert keras.backend.standardize_dtype(real.dtype) == symbolic.dtype == layer.compute_dtype
+
+
+def test_the_result_is_the_same_eager_compiled_under_xla_and_on_two_replicas(trick, mode, replicas):
+    arguments = {"network": network_of(trick), "data": data_of(trick), "epochs": 1}
+    plain = runs.train(sgd, **arguments)
+    other = runs.train(sgd, mode, replicas, **arguments)
+    runs.assert_same_weights(plain, other, 2e-5)
+
+
+def test_every_precision_on_two_replicas_under_xla(trick, precision):
+    arguments = {"network": network_of(trick), "data": data_of(trick), "epochs": 1}
+    plain = runs.train(sgd, **arguments)
+    other = runs.train(lambda: kt.LossScaleOptimizer(sgd()), "xla", 2, precision, **arguments)
+    runs.assert_same_weights(plain, other, runs.tolerance(precision))
+
+
+def test_saved_loaded_and_continued_equals_uninterrupted(trick, tmp_path):
+    x, y = data_of(trick)
+    run = runs.train(kt.LAMB, network=network_of(trick), data=(x, y), epochs=1)
+    run.model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(loaded(x), run.model(x))
+    for model in (run.model, loaded):
+        model.fit(x, y, batch_size=8, shuffle=False, verbose=0)
+    for a, b in zip(run.model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -1,0 +1,105 @@
+"""What every optimizer of the catalogue keeps to; a new record is tested by being there."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_tricks import catalog
+from tests import runs
+
+OPTIMIZERS = [t for t in catalog.TRICKS if t.kind == "optimizer" and t.make]
+
+
+@pytest.fixture(params=OPTIMIZERS, ids=lambda t: t.name)
+def make(request):
+    return request.param.make
+
+
+def inner(optimizer):
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def test_config_round_trip(make):
+    optimizer = make()
+    config = keras.saving.serialize_keras_object(optimizer)
+    again = keras.saving.deserialize_keras_object(config)
+    assert type(again) is type(optimizer)
+    assert keras.saving.serialize_keras_object(again) == keras.saving.serialize_keras_object(optimizer)
+
+
+def test_the_result_is_the_same_eager_compiled_under_xla_and_on_two_replicas(make, mode, replicas):
+    plain = runs.train(make, epochs=1)
+    other = runs.train(make, mode, replicas, epochs=1)
+    runs.assert_same_weights(plain, other, 2e-5)
+
+
+def test_every_precision_on_two_replicas_under_xla(make, precision):
+    plain = runs.train(make, epochs=1)
+    other = runs.train(make, "xla", 2, precision, epochs=1)
+    runs.assert_same_weights(plain, other, runs.tolerance(precision))
+    assert all(np.isfinite(w).all() for w in other.weights)
+
+
+@pytest.mark.parametrize("policy", ["bfloat16", "float16"])
+def test_pure_low_precision_stays_finite_and_learns(make, policy):
+    run = runs.train(make, precision=policy, epochs=6)
+    assert all(np.isfinite(w.astype("float32")).all() for w in run.weights)
+    assert run.losses[-1] < run.losses[0]
+
+
+def test_accumulation_with_everything_equals_the_large_batch(make):
+    large = runs.train(lambda: make(global_clipnorm=0.5, use_ema=True), batch=16, epochs=1)
+    small = runs.train(
+        lambda: make(global_clipnorm=0.5, use_ema=True, gradient_accumulation_steps=2),
+        "xla",
+        2,
+        batch=8,
+        epochs=1,
+        steps_per_execution=2,
+    )
+    runs.assert_same_weights(large, small, 5e-5)
+
+
+def test_saved_loaded_and_continued_equals_uninterrupted(make, tmp_path, replicas):
+    run = runs.train(lambda: make(gradient_accumulation_steps=3, use_ema=True), replicas=replicas, epochs=1)
+    # Four batches, windows of three: saved in the middle of a window.
+    run.model.save(tmp_path / "m.keras")
+    with runs.strategy_of(replicas).scope():
+        loaded = keras.models.load_model(tmp_path / "m.keras")
+    for model in (run.model, loaded):
+        model.fit(*runs.images(), batch_size=8, shuffle=False, verbose=0)
+    for a, b in zip(run.model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(run.model.optimizer.variables, loaded.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b))
+
+
+def test_learning_rate_can_be_a_schedule_a_function_or_set_while_training(make):
+    rates = []
+
+    class Halve(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.model.optimizer.learning_rate = 0.01 / 2**epoch
+
+        def on_epoch_end(self, epoch, logs=None):
+            rates.append(float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)))
+
+    runs.train(make, replicas=2, callbacks=[Halve()])
+    assert rates == pytest.approx([0.01, 0.005])
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.01, 1, 0.5)
+    assert np.isfinite(runs.train(lambda: with_rate(make, schedule), epochs=1).losses).all()
+    constant = runs.train(make, epochs=1)
+    function = runs.train(lambda: with_rate(make, lambda: 0.01), epochs=1)
+    runs.assert_same_weights(constant, function, 1e-6)
+
+
+def with_rate(make, rate):
+    optimizer = make()
+    inner(optimizer).learning_rate = rate
+    return optimizer
+
+
+def test_it_learns():
+    for trick in OPTIMIZERS:
+        run = runs.train(trick.make, epochs=15)
+        assert run.losses[-1] < 0.8 * run.losses[0], trick.name

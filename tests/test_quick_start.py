@@ -1,0 +1,55 @@
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+EXAMPLE = pathlib.Path(__file__).parent.parent / "examples" / "quick_start.py"
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, EXAMPLE, "--quiet", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def test_everything_at_once_trains_draws_saves_and_reloads(tmp_path):
+    result = run("--steps", 20, "--replicas", 2, "--precision", "mixed_float16", "--xla", "--out", tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "digits, 2 replica(s), mixed_float16, XLA" in result.stdout
+    assert "In accuracy the tricks" in result.stdout
+    assert "predictions equal" in result.stdout
+    assert (tmp_path / "gradients.png").stat().st_size > 5000
+    assert list((tmp_path / "logs").glob("events*"))
+
+
+@pytest.mark.slow
+def test_the_default_run_reaches_a_good_accuracy(tmp_path):
+    result = run("--out", tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    accuracies = [float(cell.strip().rstrip("%")) for line in result.stdout.splitlines()
+                  for cell in line.split("│") if cell.strip().endswith("%")]  # fmt: skip
+    assert len(accuracies) == 2
+    assert min(accuracies) > 96
+
+
+def test_a_missing_data_set_is_explained(tmp_path):
+    result = run("--data", "mnist", "--data-dir", tmp_path)
+    assert result.returncode != 0
+    assert f"mnist is not prepared in {tmp_path}" in result.stderr
+    assert "tfds.load('mnist')" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--replicas", "0"], "at least 1"),
+        (["--steps", "3"], "at least 10"),
+    ],
+)
+def test_bad_arguments_give_one_clear_line(arguments, message):
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
