@@ -91,11 +91,13 @@ def _repeat_elements(dataset, factor, tf):
 
     if factor.denominator == 1:
 
+        @tf.autograph.experimental.do_not_convert
         def all_times(*parts):
             return tf.data.Dataset.from_tensors(parts if is_tuple else parts[0]).repeat(factor.numerator)
 
         return dataset.flat_map(all_times)
 
+    @tf.autograph.experimental.do_not_convert
     def some(index, element):
         out_before, out_after = (tf.math.floordiv((index + k) * factor.numerator, factor.denominator) for k in (0, 1))
         return tf.data.Dataset.from_tensors(element).repeat(out_after - out_before)

@@ -20,9 +20,10 @@ import keras
 def jit(model):
     """Compiles a model's training step and forward pass with XLA, inside each replica of its strategy.
 
-    `fit`, `evaluate`, `predict`, `save` and direct calls work as before, on one device too. Works on Functional,
-    Sequential and subclassed models, before or after `compile()`, and on loaded models. A model with a `train_step` of
-    its own keeps it; there the forward pass and its gradient are compiled. The optimizer's step stays outside.
+    `fit`, `evaluate`, `predict` and `save` work as before, on one device too; so do calls in a `tf.function`. What runs
+    eagerly (a direct call, `run_eagerly=True`) stays eager. Works on Functional, Sequential and subclassed models,
+    before or after `compile()`, and on loaded models. A model with a `train_step` of its own keeps it; there the
+    forward pass and its gradient are compiled. The optimizer's step stays outside.
 
     The model itself is changed and returned. Saving does not keep it: call `jit` again on a loaded model. Each new
     input shape is compiled anew, so batch with `drop_remainder=True`.
@@ -66,21 +67,20 @@ def jit(model):
 
 
 class _CompiledCall:
-    """Stands in for `model.call`: compiled for tensors, the plain call for everything symbolic."""
+    """Stands in for `model.call`: compiled where a graph is being made of real tensors, else the plain call."""
 
     def __init__(self, model):
         self.model = model
         self.plain = model.call
-        self.compiled = _xla(self._pure)
         functools.update_wrapper(self, model.call)
         self.__signature__ = inspect.signature(model.call)
 
     def __call__(self, *args, **kwargs):
-        if not self.model.built or _in_stateless_scope() or _holds_symbols(args, kwargs):
-            # Being built, traced for shapes, or part of a pure function that is compiled as a whole.
+        if not self.model.built or _runs_eagerly() or _in_stateless_scope() or _holds_symbols(args, kwargs):
+            # Not a graph, or being built, traced for shapes, or part of a pure function that is compiled as a whole.
             return self.plain(*args, **kwargs)
         _refuse_what_cannot_work(self.model)
-        outputs, masks, losses, new_values = self.compiled(args, kwargs)
+        outputs, masks, losses, new_values = _xla(self._pure)(args, kwargs)
         for tensor, mask in zip(keras.tree.flatten(outputs), masks, strict=True):
             if mask is not None:
                 tensor._keras_mask = mask  # where Keras keeps the mask of a tensor
@@ -102,14 +102,13 @@ class _CompiledTrainStep:
     def __init__(self, model):
         self.model = model
         self.plain = model.train_step
-        self.compiled = _xla(self._pure)
 
     def __call__(self, data):
         model = self.model
-        if model.optimizer is None or not model.optimizer.built:
-            return self.plain(data)  # a first step by hand, which creates variables; the call is compiled all the same
+        if _runs_eagerly() or model.optimizer is None or not model.optimizer.built:
+            return self.plain(data)
         _refuse_what_cannot_work(model)
-        logs, gradients, new_values = self.compiled(data)
+        logs, gradients, new_values = _xla(self._pure)(data)
         _assign(model, new_values)
         if gradients is not None:
             model.optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
@@ -130,6 +129,7 @@ class _CompiledTrainStep:
 
 
 def _xla(function):
+    """`function` compiled. Made anew for each graph that it goes into, so it never outlives a new `compile()`."""
     import tensorflow as tf
 
     return tf.function(tf.autograph.experimental.do_not_convert(function), jit_compile=True)
@@ -161,6 +161,12 @@ def _assign(model, new_values):
 
 def _state(model):
     return [*model.variables, *model.metrics_variables]
+
+
+def _runs_eagerly():
+    import tensorflow as tf
+
+    return tf.executing_eagerly()
 
 
 def _in_stateless_scope():

@@ -99,7 +99,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         if not grads:
             return
         variables = self._variables_of(grads, trainable_variables)
-        with keras.name_scope(self.name):
+        with keras.name_scope(self.name, caller=self):
             grads, variables = self._filter_empty_gradients(grads, variables)
             grads, variables = self._overwrite_variables_directly_with_gradients(grads, variables)
             grads = [ops.cast(g, arithmetic_dtype(g.dtype)) for g in grads]
@@ -129,8 +129,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             return list(self._trainable_variables)
         variables = list(trainable_variables)
         if not self.built:
-            with keras.name_scope(self.name):
-                self.build(variables)
+            self.build(variables)
         self._check_variables_are_known(variables)
         return variables
 

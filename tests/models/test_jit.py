@@ -75,7 +75,7 @@ def test_training_is_the_same(network, replicas):
     runs.assert_same_weights(plain, jitted, 2e-5)  # moving statistics too
 
 
-def test_what_xla_cannot_compile_fails_so_it_is_xla_that_runs():
+def test_what_xla_cannot_compile_fails_so_it_is_xla_that_runs(replicas):
     class Python(keras.layers.Layer):
         def call(self, x):
             y = tf.numpy_function(lambda a: a, [x], tf.float32)
@@ -86,7 +86,7 @@ def test_what_xla_cannot_compile_fails_so_it_is_xla_that_runs():
 
     runs.train(sgd, network=network, epochs=1)
     with pytest.raises(tf.errors.InvalidArgumentError, match="compil"):
-        runs.train(sgd, network=lambda: kt.jit(network()), epochs=1)
+        runs.train(sgd, replicas=replicas, network=lambda: kt.jit(network()), epochs=1)
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
@@ -113,7 +113,8 @@ def test_several_steps_an_execution_and_metrics(replicas):
 def test_dropout_draws_a_new_mask_at_each_step():
     model = kt.jit(keras.Sequential([keras.Input((100,)), keras.layers.Dropout(0.5, seed=1)]))
     x = np.ones((1, 100), "float32")
-    first, second = (np.array(model(x, training=True)) for _ in range(2))
+    call = tf.function(lambda: model(x, training=True))
+    first, second = (call().numpy() for _ in range(2))
     assert (first != second).any()
     assert 20 < (first == 0).sum() < 80
 
@@ -131,6 +132,7 @@ def test_evaluate_predict_and_direct_calls_are_as_before(replicas):
     losses = [float(loss) for loss in jitted.model.losses]
     assert losses == pytest.approx([float(loss) for loss in plain.model.losses], rel=1e-4)
     assert len(losses) == 2
+    np.testing.assert_allclose(tf.function(jitted.model)(x), plain.model(x), atol=1e-4)
 
 
 def test_after_compile_and_training_it_takes_effect(replicas):
@@ -215,6 +217,31 @@ def test_several_inputs_and_outputs_by_name():
     np.testing.assert_allclose(results[1], results[0], rtol=1e-5)
 
 
+def test_a_new_compile_takes_effect():
+    x = runs.images()[0]
+    y = np.ones((len(x), 3))
+    results = []
+    for wrap in (lambda m: m, kt.jit):
+        keras.utils.set_random_seed(0)
+        model = wrap(functional())
+        for loss, rate in (("mse", 0.01), ("mae", 0.3)):
+            model.compile(keras.optimizers.SGD(rate), loss, jit_compile=False)
+            model.fit(x, y, verbose=0, shuffle=False)
+        results.append(model.get_weights())
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_freezing_a_layer_takes_effect_as_it_does_without_jit():
+    model = kt.jit(with_state())
+    x = runs.images()[0]
+    free = np.array(model(x, training=True))
+    model.layers[1].trainable = False  # batch normalisation then uses its moving statistics
+    frozen = np.array(model(x, training=True))
+    np.testing.assert_allclose(frozen, model(x, training=False), atol=1e-5)
+    assert np.abs(free - frozen).max() > 0.01
+
+
 def test_jit_twice_is_jit_once():
     model = kt.jit(functional())
     call = model.call
@@ -261,4 +288,4 @@ def test_what_cannot_work_says_what_can():
 
     spectral = kt.jit(keras.Sequential([keras.Input((3,)), keras.layers.SpectralNormalization(keras.layers.Dense(2))]))
     with pytest.raises(ValueError, match="train this model without `jit`"):
-        spectral(np.ones((2, 3)), training=True)
+        tf.function(lambda: spectral(np.ones((2, 3), "float32"), training=True))()

@@ -1,0 +1,201 @@
+"""Seconds of each trick beside the plain way, in one process run: `make bench`.
+
+The variants of a comparison take turns, so that whatever else the machine does meets all of them; the figure is the
+median, and the ratio is to the first variant. Rows go to benchmarks/results/speed.csv with the date and the software.
+"""
+
+import csv
+import datetime
+import functools
+import os
+import pathlib
+import platform
+import statistics
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import rich.console
+import rich.table
+import tensorflow as tf
+
+import keras_tricks as kt
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "speed.csv"
+ROUNDS = 15
+BATCH = 64
+
+
+def optimizer_step():
+    """One optimizer step on 2.3 M parameters in 40 variables, no model; as a graph and under XLA."""
+    shapes = [(3, 3, 64, 64)] * 10 + [(512, 256)] * 14 + [(256,)] * 16
+    random = np.random.default_rng(0)
+    gradients = [tf.constant(random.normal(size=s).astype("float32")) for s in shapes]
+
+    def variant(optimizer, xla):
+        variables = [keras.Variable(random.normal(size=s).astype("float32")) for s in shapes]
+        optimizer.build(variables)
+
+        @tf.function(jit_compile=xla, autograph=False)
+        def step():
+            optimizer.apply(gradients, variables)
+
+        return step
+
+    for xla in (False, True):
+        yield (
+            f"optimizer step, {'XLA' if xla else 'graph'}",
+            {
+                "keras Adam": variant(keras.optimizers.Adam(1e-3), xla),
+                "keras Lamb": variant(keras.optimizers.Lamb(1e-3), xla),
+                "kt.LAMB": variant(kt.LAMB(1e-3), xla),
+                "kt.LAMB, weight_decay": variant(kt.LAMB(1e-3, weight_decay=0.01), xla),
+            },
+        )
+
+
+def network(convolution=keras.layers.Conv2D, normalize=True):
+    x = inputs = keras.Input((32, 32, 3))
+    for filters in (16, 32, 64):
+        x = convolution(filters, 3, padding="same")(x)
+        x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x) if normalize else x)
+        x = keras.layers.MaxPooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x)))
+
+
+def epoch(make, replicas=1, optimizer=lambda: keras.optimizers.Adam(1e-3), callbacks=lambda: [], jit=False, **compiled):
+    """A function that trains ten batches, and says how many it were."""
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(10 * BATCH, 32, 32, 3)).astype("float32"), random.integers(0, 10, 10 * BATCH)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH, drop_remainder=True).prefetch(4)
+    with kt.distribute.setup(replicas).scope():
+        model = make()
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(optimizer(), loss, **{"jit_compile": False, **compiled})
+        if jit:
+            kt.jit(model)
+
+    class Watch(keras.callbacks.Callback):
+        """The time of epochs, without that of the first, which traces."""
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.start = time.perf_counter()
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.seconds.append(time.perf_counter() - self.start)
+
+    def train():
+        watch = Watch()
+        watch.seconds = []
+        model.fit(data, epochs=4, shuffle=False, verbose=0, callbacks=[*callbacks(), watch])
+        return statistics.median(watch.seconds[1:]) / 10
+
+    return train
+
+
+def training_step():
+    """A training step of a small CNN on batches of 64 images of 32x32x3."""
+    plain = functools.partial(network)
+    yield (
+        "convolution and normalisation",
+        {
+            "Conv2D": epoch(functools.partial(network, normalize=False)),
+            "Conv2D + BatchNormalization": epoch(plain),
+            "WSConv2D": epoch(functools.partial(network, kt.layers.WSConv2D, normalize=False)),
+        },
+    )
+    yield (
+        "XLA, one device",
+        {"none": epoch(plain), "keras jit_compile": epoch(plain, jit_compile=True), "kt.jit": epoch(plain, jit=True)},
+    )
+    yield "XLA, two logical CPUs", {"none": epoch(plain, 2), "kt.jit": epoch(plain, 2, jit=True)}
+    cycle = kt.schedules.CyclicalLearningRate(1e-4, 1e-3, 20)
+    yield (
+        "callbacks",
+        {
+            "none": epoch(plain),
+            "CyclicLR with momentum": epoch(plain, callbacks=lambda: [kt.callbacks.CyclicLR(cycle, (0.95, 0.85))]),
+            "Histograms, every epoch": epoch(plain, callbacks=lambda: [kt.callbacks.Histograms()]),
+            "Histograms, every step": epoch(plain, callbacks=lambda: [kt.callbacks.Histograms(every=1)]),
+        },
+    )
+
+
+def pipeline():
+    """Passes over 20,000 small elements."""
+    source = tf.data.Dataset.range(20_000)
+
+    def by_hand(factor):
+        return source.flat_map(lambda x: tf.data.Dataset.from_tensors(x).repeat(factor))
+
+    def walk(dataset):
+        dataset = dataset.batch(100)
+        return lambda: [0 for _ in dataset]
+
+    yield "echo, factor 1", {"no echo": walk(source), "kt.data.echo(1)": walk(source.apply(kt.data.echo(1)))}
+    yield (
+        "echo, factor 8",
+        {
+            "repeat by hand": walk(by_hand(8)),
+            "kt.data.echo(8)": walk(source.apply(kt.data.echo(8))),
+            "kt.data.echo(7.5)": walk(source.apply(kt.data.echo(7.5))),
+        },
+    )
+
+
+def measure(variants, rounds):
+    """Median seconds of each variant, which take turns; a variant may return the seconds to take instead."""
+    seconds = {name: [] for name in variants}
+    for turn in range(rounds + 1):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            own = run()
+            if turn:  # the first traces and compiles
+                seconds[name].append(own if isinstance(own, float) else time.perf_counter() - start)
+    return {name: statistics.median(s) for name, s in seconds.items()}
+
+
+def main():
+    """Runs all comparisons, prints them, and appends them to the results."""
+    kt.distribute.setup(replicas=2)  # two logical CPUs, before TensorFlow starts
+    stack = {
+        "date": datetime.date.today().isoformat(),
+        "python": platform.python_version(),
+        "keras": keras.__version__,
+        "tensorflow": tf.__version__,
+        "cores": os.cpu_count(),
+        "gpus": len(tf.config.list_physical_devices("GPU")),
+    }
+    rows = []
+    table = rich.table.Table("", "variant", "ms", "ratio")
+    for group, rounds in ((optimizer_step, ROUNDS), (pipeline, ROUNDS), (training_step, 3)):
+        for comparison, variants in group():
+            medians = measure(variants, rounds)
+            first = next(iter(medians.values()))
+            for name, s in medians.items():
+                rows.append(
+                    {
+                        **stack,
+                        "comparison": comparison,
+                        "variant": name,
+                        "ms": f"{1e3 * s:.2f}",
+                        "ratio": f"{s / first:.2f}",
+                    }
+                )
+                table.add_row(comparison, name, rows[-1]["ms"], rows[-1]["ratio"])
+            table.add_section()
+    RESULTS.parent.mkdir(exist_ok=True)
+    new = not RESULTS.exists()
+    with RESULTS.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+    rich.console.Console().print(table)
+    print(f"Appended to {RESULTS}")
+
+
+if __name__ == "__main__":
+    main()
