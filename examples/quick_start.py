@@ -46,7 +46,7 @@ def batches(images, labels, tricks, seed):
     data = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(len(labels), seed=seed).repeat()
     if tricks:
         data = data.apply(kt.data.echo(2, shuffle_buffer=4 * BATCH, seed=seed))
-    return data.map(shift, tf.data.AUTOTUNE).batch(BATCH, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    return data.map(shift).batch(BATCH, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
 def train(train_set, test_set, tricks, options, strategy):
@@ -102,7 +102,8 @@ def compare(options, strategy):
     table.add_row("with tricks", *tricks_cells)
     rich.console.Console(width=96).print("", table)
     verdict = "win" if tricks > plain else "do not win" if tricks < plain else "draw"
-    print(f"In accuracy the tricks {verdict} here ({100 * (tricks - plain):+.1f} points).")
+    image = 100 / len(test_set[1])
+    print(f"In accuracy the tricks {verdict} here: {100 * (tricks - plain):+.2f} points; a test image is {image:.2f}.")
 
     model.save(options.out / "model.keras")
     np.savez(options.out / "check.npz", x=test_set[0][:40], y=model.predict(test_set[0][:40], verbose=0))
