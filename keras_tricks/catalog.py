@@ -143,7 +143,7 @@ TRICKS = (
         "Choi et al., 2019, arXiv:1907.05550",
         "data.echo",
         backends=("tensorflow",),
-        works_with=EVERYTHING,
+        works_with=("replicas",),
     ),
     Trick(
         kt.models.jit,
@@ -161,7 +161,7 @@ TRICKS = (
         "-",
         "distribute.setup",
         backends=("tensorflow",),
-        works_with=EVERYTHING,
+        works_with=("xla", "replicas", "mixed_float16", "mixed_bfloat16"),
     ),
 )
 

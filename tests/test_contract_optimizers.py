@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_tricks as kt
 from keras_tricks import catalog
 from tests import runs
 
@@ -34,8 +35,12 @@ def test_the_result_is_the_same_eager_compiled_under_xla_and_on_two_replicas(mak
 
 
 def test_every_precision_on_two_replicas_under_xla(make, precision):
+    def scaled():
+        optimizer = make()
+        return optimizer if hasattr(optimizer, "inner_optimizer") else kt.LossScaleOptimizer(optimizer)
+
     plain = runs.train(make, epochs=1)
-    other = runs.train(make, "xla", 2, precision, epochs=1)
+    other = runs.train(scaled, "xla", 2, precision, epochs=1)
     runs.assert_same_weights(plain, other, runs.tolerance(precision))
     assert all(np.isfinite(w).all() for w in other.weights)
 

@@ -52,7 +52,8 @@ class Histograms(keras.callbacks.Callback):
             logged. Defaults to `None`, all trainable variables.
 
     Raises:
-        ValueError: For an unknown `what` or `every`, and when training starts for a pattern that matches nothing.
+        ValueError: For an unknown `what` or `every`, and when training starts for a pattern that matches nothing or
+            an optimizer that only hands variables on to others (`MultiOptimizer`).
         RuntimeError: On a backend other than TensorFlow.
 
     Example:
@@ -93,7 +94,13 @@ class Histograms(keras.callbacks.Callback):
         self._tf = tf
         self._variables = self._chosen(self.model.trainable_variables)
         self._strategy = self.model.distribute_strategy
-        self._optimizer = innermost_optimizer(self.model.optimizer)
+        optimizer = innermost_optimizer(self.model.optimizer)
+        if self.what != ("weights",) and type(optimizer).update_step is keras.optimizers.Optimizer.update_step:
+            raise ValueError(
+                f"Histograms: {type(optimizer).__name__} has no `update_step` of its own to count gradients and "
+                "updates in. Use what=('weights',) with it."
+            )
+        self._optimizer = optimizer
         with self._strategy.scope():
             self._start = keras.Variable(0, dtype="int64", trainable=False, name="histograms_start")
             self._tallies = {kind: [_Tally(v.path) for v in self._variables] for kind in self.what if kind != "weights"}

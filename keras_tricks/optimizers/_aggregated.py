@@ -108,7 +108,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             grads = _sum_over_replicas(grads)
             if self._guards_against_overflow:
                 finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in grads]))
-                self._do_if(finite, lambda: self._accumulate_or_step(grads, variables), variables)
+                self._do_if(finite, lambda: self._accumulate_or_step(grads, variables))
                 self._iterations.assign_add(ops.cast(finite, self._iterations.dtype))
             else:
                 self._accumulate_or_step(grads, variables)
@@ -150,7 +150,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             for total, g in zip(sums, grads, strict=True):
                 self.assign(total, g)
 
-        self._do_if(ops.equal((self._iterations + 1) % window, 0), step, variables, otherwise=collect)
+        self._do_if(ops.equal((self._iterations + 1) % window, 0), step, otherwise=collect)
 
     def _step(self, grads, variables):
         grads = self._clip_gradients(grads)
@@ -181,13 +181,13 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
                 overwrite = ops.equal((self.iterations + 1) % self.ema_overwrite_frequency, 0)
                 self.assign(v, ops.where(overwrite, new_average, value))
 
-    def _do_if(self, predicate, action, variables, otherwise=lambda: None):
+    def _do_if(self, predicate, action, otherwise=lambda: None):
         """Runs `action()` or `otherwise()`, which return nothing and only assign to variables."""
         if keras.backend.backend() != "jax":
             ops.cond(predicate, action, otherwise)
             return
         # On JAX a branch may not assign: run both from the same start, then choose each variable's value.
-        state = [*variables, *self.variables]
+        state = [*self._trainable_variables, *self.variables]
         start = [v.value for v in state]
         action()
         after_action = [v.value for v in state]

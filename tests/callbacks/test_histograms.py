@@ -222,3 +222,19 @@ def test_the_picture_is_drawn(tmp_path):
 def test_arguments_of_the_wrong_kind_are_refused(arguments):
     with pytest.raises(ValueError, match="Received"):
         kt.callbacks.Histograms(**arguments)
+
+
+def test_a_model_saved_while_it_is_watched_continues_as_any_other(tmp_path):
+    checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras")
+    whole = runs.train(lambda: kt.LAMB(0.01), callbacks=[kt.callbacks.Histograms(), checkpoint])
+    loaded = keras.models.load_model(tmp_path / "1.keras")
+    loaded.fit(*runs.images(), batch_size=8, shuffle=False, verbose=0, callbacks=[kt.callbacks.Histograms()])
+    for a, b in zip(loaded.get_weights(), whole.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_optimizer_that_only_hands_on_is_reported():
+    several = lambda: keras.optimizers.MultiOptimizer(lambda variable: keras.optimizers.SGD(0.1))  # noqa: E731
+    with pytest.raises(ValueError, match="no `update_step` of its own"):
+        run_with(optimizer=several)
+    assert of(run_with(optimizer=several, options={"what": "weights"})[0], "weights")

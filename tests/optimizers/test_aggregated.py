@@ -128,3 +128,10 @@ def test_the_second_step_is_not_traced_again():
     after_first = len(traces)
     run.model.fit(*runs.images(), batch_size=8, verbose=0)
     assert len(traces) == after_first
+
+
+def test_it_works_inside_of_keras_multi_optimizer():
+    optimizer = kt.LAMB(0.05)
+    plain = runs.train(lambda: kt.LAMB(0.05), epochs=1)
+    inside = runs.train(lambda: keras.optimizers.MultiOptimizer(lambda variable: optimizer), epochs=1)
+    runs.assert_same_weights(plain, inside, 2e-5)
