@@ -68,7 +68,7 @@ def train(train_set, test_set, tricks, options, strategy):
         cycle = kt.schedules.CyclicalLearningRate(1e-3, 0.03, step_size=options.steps / 4, mode="triangular2")
         callbacks += [
             kt.callbacks.CyclicLR(cycle, momentum=(0.95, 0.85)),
-            kt.callbacks.Histograms(options.out / "logs"),
+            kt.callbacks.Histograms(options.out / "logs" / time.strftime("%Y%m%d-%H%M%S")),
         ]
     print(f"\n{'With tricks' if tricks else 'Plain Keras'}: {options.steps} optimizer steps")
     start, each = time.perf_counter(), options.steps // ROUNDS

@@ -20,7 +20,7 @@ def test_everything_at_once_trains_draws_saves_and_reloads(tmp_path):
     assert "In accuracy the tricks" in result.stdout
     assert "predictions equal" in result.stdout
     assert (tmp_path / "gradients.png").stat().st_size > 5000
-    assert list((tmp_path / "logs").glob("events*"))
+    assert list((tmp_path / "logs").rglob("events*"))
 
 
 @pytest.mark.slow

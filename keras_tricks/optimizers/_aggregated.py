@@ -103,9 +103,9 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             grads, variables = self._filter_empty_gradients(grads, variables)
             grads, variables = self._overwrite_variables_directly_with_gradients(grads, variables)
             grads = [ops.cast(g, arithmetic_dtype(g.dtype)) for g in grads]
+            grads = _sum_over_replicas(grads)
             if self.loss_scale_factor is not None:
                 grads = [g / self.loss_scale_factor for g in grads]
-            grads = _sum_over_replicas(grads)
             if self._guards_against_overflow:
                 finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in grads]))
                 self._do_if(finite, lambda: self._accumulate_or_step(grads, variables))
@@ -121,13 +121,13 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
                     "`apply(grads)` without variables needs a built optimizer. "
                     "Call `optimizer.build(variables)` first or pass the variables."
                 )
-            if len(grads) != len(self._trainable_variables):
-                raise ValueError(
-                    "`apply(grads)` expects one gradient for each variable of the optimizer. "
-                    f"Expected {len(self._trainable_variables)} gradients, received {len(grads)}."
-                )
-            return list(self._trainable_variables)
+            trainable_variables = self._trainable_variables
         variables = list(trainable_variables)
+        if len(grads) != len(variables):
+            raise ValueError(
+                "`apply` expects one gradient for each variable. "
+                f"Expected {len(variables)} gradients, received {len(grads)}."
+            )
         if not self.built:
             self.build(variables)
         self._check_variables_are_known(variables)

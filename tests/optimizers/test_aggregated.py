@@ -112,8 +112,34 @@ def test_apply_without_variables_needs_a_built_optimizer_and_all_gradients():
     optimizer.build([keras.Variable([1.0]), keras.Variable([1.0])])
     with pytest.raises(ValueError, match="Expected 2 gradients, received 1"):
         optimizer.apply([tf.ones(1)])
+    with pytest.raises(ValueError, match="Expected 1 gradients, received 2"):
+        optimizer.apply([tf.ones(1)] * 2, [keras.Variable([1.0])])
     with pytest.raises(ValueError, match="Unknown variable"):
         optimizer.apply([tf.ones(1)], [keras.Variable([1.0])])
+
+
+class PlainSGD(_aggregated.AggregatedOptimizer):
+    """A rule without decay of its own."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign(variable, variable - learning_rate * gradient)
+
+
+def test_a_rule_without_decay_of_its_own_decays_beside_the_step(replicas):
+    plain = runs.train(lambda: keras.optimizers.SGD(0.1, weight_decay=0.2), epochs=1)
+    ours = runs.train(lambda: PlainSGD(0.1, weight_decay=0.2), replicas=replicas, epochs=1)
+    runs.assert_same_weights(plain, ours, 2e-5)
+
+
+def test_a_constant_loss_scale_changes_nothing_also_for_sparse_gradients():
+    def train(**options):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((3,), dtype="int32"), keras.layers.Embedding(5, 4)])
+        model.compile(kt.LAMB(0.1, **options), "mse")
+        model.fit(np.array([[1, 1, 2], [0, 1, 3]]), np.ones((2, 3, 4)), epochs=3, verbose=0)
+        return model.get_weights()[0]
+
+    np.testing.assert_allclose(train(loss_scale_factor=256.0), train(), rtol=1e-5)
 
 
 def test_the_second_step_is_not_traced_again():
