@@ -12,6 +12,8 @@ import contextlib
 import keras
 from keras import ops
 
+from keras_tricks.callbacks._innermost import innermost_optimizer
+
 
 class CyclicLR(keras.callbacks.Callback):
     """Sets the optimizer's learning rate from a schedule at each optimizer step, and its momentum if asked.
@@ -149,13 +151,6 @@ class _MovingNumber:
         return self.variable * other
 
     __radd__, __rmul__ = __add__, __mul__
-
-
-def innermost_optimizer(optimizer):
-    """The optimizer that owns the learning rate, under loss scaling and other wrappers."""
-    while hasattr(optimizer, "inner_optimizer"):
-        optimizer = optimizer.inner_optimizer
-    return optimizer
 
 
 def _momentum_schedule(momentum, schedule):

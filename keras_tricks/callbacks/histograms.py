@@ -19,7 +19,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_tricks.callbacks.cyclic_lr import innermost_optimizer
+from keras_tricks.callbacks._innermost import innermost_optimizer
 
 KINDS = ("weights", "gradients", "updates")
 
