@@ -20,7 +20,8 @@ class CyclicLR(keras.callbacks.Callback):
 
     The step is `optimizer.iterations`, which is saved with the model: a resumed run goes on in the middle of a cycle.
     At the end of training the learning rate stays at its last value, the momentum returns to what it was. The epoch's
-    last values are logged as `learning_rate` and `momentum`.
+    last values are logged as `learning_rate` and `momentum`. After a `fit` that was interrupted, the callback is still
+    in the compiled step: call its `on_train_end()` before you train without it.
 
     Args:
         schedule: A `LearningRateSchedule`, as `keras_tricks.schedules.CyclicalLearningRate`.

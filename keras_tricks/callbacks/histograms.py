@@ -43,6 +43,8 @@ class Histograms(keras.callbacks.Callback):
     Cost: a few passes over the values where it counts; one condition a variable, and for `"updates"` the memory of a
     copy of the variable, at every step. State: 1.3 kB a variable and kind.
 
+    After a `fit` that was interrupted, `on_train_end()` takes it out of the compiled step.
+
     Args:
         log_dir: Folder of the TensorBoard logs, or `None` to keep only `history`. Defaults to `None`.
         every: `"epoch"` (default): one histogram an epoch, over every tenth optimizer step; or an int `n`: one for
@@ -180,8 +182,7 @@ class Histograms(keras.callbacks.Callback):
             share = np.array([_magnitudes(r["counts"]) / max(r["counts"].sum(), 1) for r in of_variable]).T
             used |= share.max(axis=1) > 0.005
             steps = [r["step"] for r in of_variable]
-            borders = [*([0] if steps[0] > 0 else [steps[0] - 1]), *steps]
-            image = panel.pcolormesh(borders, exponents, share, cmap="viridis", vmin=0, vmax=0.25)
+            image = panel.pcolormesh([0, *steps], exponents, share, cmap="viridis", vmin=0, vmax=0.25)
             panel.set_title(name, fontsize=9)
             panel.set_xlabel("optimizer step", fontsize=8)
         for panel in list(panels.flat)[len(chosen) :]:

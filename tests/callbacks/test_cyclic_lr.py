@@ -98,7 +98,8 @@ def test_a_model_saved_in_the_middle_continues_in_the_middle_of_the_cycle(tmp_pa
         np.testing.assert_array_equal(a, b)
 
 
-def test_an_interrupted_run_leaves_nothing_behind_for_the_next():
+@pytest.mark.parametrize("again", [True, False])
+def test_an_interrupted_run_leaves_nothing_behind_for_the_next(again):
     class Interrupt(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             raise KeyboardInterrupt
@@ -110,8 +111,14 @@ def test_an_interrupted_run_leaves_nothing_behind_for_the_next():
     x, y = runs.images()
     with pytest.raises(KeyboardInterrupt):
         model.fit(x, y, verbose=0, callbacks=[callback, Interrupt()])
-    model.fit(x, y, verbose=0, callbacks=[callback])
+    if again:
+        model.fit(x, y, verbose=0, callbacks=[callback])
+    else:
+        callback.on_train_end()
     assert not {"apply", "get_config"} & set(vars(model.optimizer))
+    rate = float(model.optimizer.learning_rate)
+    model.fit(x, y, verbose=0)
+    assert float(model.optimizer.learning_rate) == rate
     assert model.optimizer.beta_1 == 0.9
 
 
