@@ -172,29 +172,11 @@ def _momentum_schedule(momentum, schedule):
             "`momentum=(high, low)` mirrors a schedule with `initial_learning_rate` and `maximal_learning_rate`, such "
             f"as CyclicalLearningRate. For a {type(schedule).__name__}, pass a LearningRateSchedule as `momentum`."
         )
-    return _Mirrored(schedule, high, low, lowest, highest)
-
-
-class _Mirrored(keras.optimizers.schedules.LearningRateSchedule):
-    """Momentum that falls from `high` to `low` as the rate rises from `lowest` to `highest`."""
-
-    def __init__(self, schedule, high, low, lowest, highest):
-        super().__init__()
-        self.schedule = schedule
-        self.high, self.low, self.lowest, self.highest = high, low, lowest, highest
-
-    def __call__(self, step):
-        risen = (self.schedule(step) - self.lowest) / (self.highest - self.lowest)
-        return self.high - (self.high - self.low) * risen
-
-    def get_config(self):
-        return {
-            "schedule": self.schedule,
-            "high": self.high,
-            "low": self.low,
-            "lowest": self.lowest,
-            "highest": self.highest,
-        }
+    if lowest == highest:
+        raise ValueError(
+            f"`momentum=(high, low)` mirrors a rate that moves, but the schedule stays at {lowest}. Give it two bounds."
+        )
+    return lambda step: high - (high - low) * (schedule(step) - lowest) / (highest - lowest)
 
 
 def _scope_of(model):

@@ -210,17 +210,19 @@ class Histograms(keras.callbacks.Callback):
         # Traced into the compiled step, with the gradient that the optimizer is about to use.
         position = self._positions.get(id(variable))
         if position is None:
-            return self._plain_update_step(gradient, variable, learning_rate)
+            self._plain_update_step(gradient, variable, learning_rate)
+            return
         stride = EPOCH_STRIDE if self.every == "epoch" else self.every
         done = ops.cast(self._optimizer.iterations, "int64") - self._start
         counts_now = ops.equal(done % stride, 0)
-        before = self._tf.identity(variable)
         if "gradients" in self._tallies:
             self._tallies["gradients"][position].add_if(counts_now, lambda: self._tally(_flat(gradient)))
-        result = self._plain_update_step(gradient, variable, learning_rate)
-        if "updates" in self._tallies:
-            self._tallies["updates"][position].add_if(counts_now, lambda: self._tally(_flat(variable - before)))
-        return result
+        if "updates" not in self._tallies:
+            self._plain_update_step(gradient, variable, learning_rate)
+            return
+        before = self._tf.identity(variable)
+        self._plain_update_step(gradient, variable, learning_rate)
+        self._tallies["updates"][position].add_if(counts_now, lambda: self._tally(_flat(variable - before)))
 
     def _write(self):
         step = int(ops.convert_to_numpy(self._optimizer.iterations))

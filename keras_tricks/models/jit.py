@@ -111,14 +111,14 @@ class _CompiledTrainStep:
         logs, gradients, new_values = _xla(self._pure)(data)
         _assign(model, new_values)
         if gradients is not None:
-            model.optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+            model.optimizer.apply_gradients(zip(gradients, model.trainable_weights, strict=True))
         return logs
 
     def _pure(self, data):
         model = self.model
         applied = []
         with keras.StatelessScope(collect_losses=True, initialize_variables=False) as scope:
-            for v in model.trainable_variables:
+            for v in model.trainable_weights:
                 scope.add_update((v, v.value))  # Keras looks regularized weights up in the scope
             model.optimizer.apply_gradients = lambda pairs: applied.extend(g for g, _ in pairs)
             try:

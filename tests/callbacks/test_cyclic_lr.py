@@ -130,6 +130,7 @@ def test_an_interrupted_run_leaves_nothing_behind_for_the_next(again):
         (kt.schedules.CyclicalLearningRate(LOW, HIGH, 3), (0.8, 0.9), ValueError),
         (kt.schedules.CyclicalLearningRate(LOW, HIGH, 3), (1.0, 0.9), ValueError),
         (keras.optimizers.schedules.CosineDecay(0.1, 10), (0.95, 0.85), ValueError),
+        (kt.schedules.CyclicalLearningRate(LOW, LOW, 3), (0.95, 0.85), ValueError),
     ],
 )
 def test_arguments_of_the_wrong_kind_are_refused(schedule, momentum, error):

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 import keras_tricks as kt
+from tests import runs
 
 COUNTERS = 8 + 4  # the step, int64, and the learning rate, float32
 
@@ -34,3 +35,13 @@ def test_needs_a_built_optimizer():
         kt.state_bytes(kt.LAMB())
     with pytest.raises(TypeError, match="Expected a Keras optimizer"):
         kt.state_bytes("adam")
+
+
+def test_is_that_of_one_replica_in_every_precision_and_after_loading(precision, tmp_path):
+    scaled = lambda: kt.LossScaleOptimizer(kt.LAMB(0.01, gradient_accumulation_steps=2))  # noqa: E731
+    one = runs.train(scaled, epochs=1)
+    two = runs.train(scaled, "xla", 2, precision, epochs=1)
+    assert kt.state_bytes(two.model.optimizer) == kt.state_bytes(one.model.optimizer)
+    one.model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    assert kt.state_bytes(loaded.optimizer) == kt.state_bytes(one.model.optimizer)
