@@ -18,11 +18,29 @@ except ImportError as _error:  # Keras is installed, but what it runs on is not.
 from keras_tricks import callbacks, data, distribute, layers, models, optimizers, schedules
 from keras_tricks._version import __version__
 from keras_tricks.models import jit
-from keras_tricks.optimizers import LAMB, LossScaleOptimizer, state_bytes
+from keras_tricks.optimizers import (
+    LAMB,
+    LARS,
+    SM3,
+    Adafactor,
+    AdaptiveGradientClipping,
+    GradientAccumulation,
+    Lookahead,
+    LossScaleOptimizer,
+    Yogi,
+    state_bytes,
+)
 
 __all__ = [
     "LAMB",
+    "LARS",
+    "SM3",
+    "Adafactor",
+    "AdaptiveGradientClipping",
+    "GradientAccumulation",
+    "Lookahead",
     "LossScaleOptimizer",
+    "Yogi",
     "__version__",
     "callbacks",
     "data",

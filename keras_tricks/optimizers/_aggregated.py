@@ -4,7 +4,7 @@
       -> cast to float32, all-reduce (sum; Keras divides the loss by the number of replicas)
       -> merge repeated rows of sparse gradients
       -> accumulate, every `gradient_accumulation_steps`-th call goes on
-      -> clip -> decay -> update_step -> constraint -> moving average of the weights
+      -> clip -> decay -> update_step -> constraint -> moving average of the weights     (compiled by XLA where it wins)
 
 Keras 3.15 clips and accumulates before the all-reduce, which changes the result with the number of replicas and crashes
 under `MirroredStrategy`. Here each replica sees the aggregated gradient and then takes the same step on its own copy of
@@ -14,29 +14,93 @@ This is the only file that touches hooks of Keras which are not public. `tests/o
 of them, and fails with that name when Keras moves it.
 """
 
+import difflib
+import math
 import numbers
 import warnings
 
 import keras
 from keras import ops
 
+from keras_tricks.optimizers._arguments import check_count, check_flag, check_number
+from keras_tricks.optimizers._exclude import Exclusion
+from keras_tricks.optimizers._norms import sum_of_squares
+
 LOW_PRECISION = ("float16", "bfloat16")
+
+# From so many parameters on, XLA takes the optimizer step in a model that is not compiled itself (on CPUs, measured:
+# half the time for 25 million parameters; below, the seconds to compile are not worth it).
+WORTH_COMPILING = 2_000_000
 
 # What this file takes from keras.optimizers.Optimizer without it being public API.
 PRIVATE_HOOKS = (
     "_accumulated_gradients",
+    "_apply_weight_decay",
+    "_backend_update_step",
     "_check_variables_are_known",
-    "_clip_gradients",
     "_filter_empty_gradients",
-    "_get_current_learning_rate",
     "_get_variable_index",
     "_iterations",
     "_learning_rate",
     "_model_variables_moving_average",
     "_overwrite_variables_directly_with_gradients",
+    "_track_variable",
     "_trainable_variables",
     "_use_weight_decay",
 )
+
+# Keras' keywords for every optimizer.
+BASE_KEYWORDS = (
+    "name",
+    "weight_decay",
+    "clipnorm",
+    "clipvalue",
+    "global_clipnorm",
+    "use_ema",
+    "ema_momentum",
+    "ema_overwrite_frequency",
+    "loss_scale_factor",
+    "gradient_accumulation_steps",
+)
+
+
+class ScalarVariable(keras.Variable):
+    """A variable that `float()` and `int()` read under a distribution strategy too, where Keras' own raise."""
+
+    def __float__(self):
+        return float(ops.convert_to_numpy(self))
+
+    def __int__(self):
+        return int(ops.convert_to_numpy(self))
+
+
+class MovableNumber:
+    """A hyper-parameter of an optimizer in a variable: setting it, as callbacks do, acts on a compiled step."""
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, optimizer, owner=None):
+        if optimizer is None:
+            return self
+        try:
+            return vars(optimizer)[f"_{self.name}"]
+        except KeyError:  # TensorFlow's tracking looks before it sets
+            raise AttributeError(self.name) from None
+
+    def __set__(self, optimizer, value):
+        check_number(self.name, value, at_least=0, below=1)
+        if f"_{self.name}" in vars(optimizer):
+            vars(optimizer)[f"_{self.name}"].assign(value)
+            return
+        # Wide enough to be the number that was given also where weights are float64.
+        dtype = "float64" if keras.backend.backend() == "tensorflow" else "float32"
+        with keras.name_scope(optimizer.name, caller=optimizer):
+            variable = ScalarVariable(
+                value, dtype=dtype, trainable=False, aggregation="only_first_replica", name=self.name
+            )
+        optimizer._track_variable(variable)
+        vars(optimizer)[f"_{self.name}"] = variable
 
 
 class AggregatedOptimizer(keras.optimizers.Optimizer):
@@ -46,28 +110,41 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
     replicas, averaged over accumulation and clipped, in float32 or wider, and `variable` is a `keras.Variable`.
     """
 
-    # A subclass that handles `self.weight_decay` inside its update sets this to False.
+    # A subclass that handles `self.decays` inside its update sets this to False.
     decoupled_weight_decay = True
 
     # A loss-scale optimizer that looks at every replica's gradients sets this to True on the optimizer it wraps.
     finite_check_is_done = False
 
-    def __init__(self, learning_rate, **kwargs):
+    # Whether XLA compiles the step that is being traced.
+    is_compiled = False
+
+    def __init__(self, learning_rate, exclude_from_weight_decay=None, jit_compile="auto", **kwargs):
+        _check_keywords(type(self).__name__, kwargs)
         if isinstance(learning_rate, numbers.Real) and not isinstance(learning_rate, bool):
-            if not learning_rate >= 0:
-                raise ValueError(f"`learning_rate` must not be negative. Received: learning_rate={learning_rate}")
-            learning_rate = float(learning_rate)
-        steps = kwargs.get("gradient_accumulation_steps")
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or steps < 1):
-            raise ValueError(
-                "`gradient_accumulation_steps` must be None or an integer of at least 1. "
-                f"Received: gradient_accumulation_steps={steps!r}"
-            )
-        if steps == 1:  # Keras refuses 1, although it only means "do not accumulate".
+            learning_rate = float(check_number("learning_rate", learning_rate, at_least=0))
+        if kwargs.get("gradient_accumulation_steps") == 1:  # Keras refuses 1, although it only means "do not".
             kwargs["gradient_accumulation_steps"] = None
+        if jit_compile != "auto":
+            check_flag("jit_compile", jit_compile)
         super().__init__(learning_rate=learning_rate, **kwargs)
+        self.jit_compile = jit_compile
+        self.decay_exclusions = Exclusion(exclude_from_weight_decay, "exclude_from_weight_decay")
+        make_readable(self)
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        """Keras' method: the same as the constructor's argument of this name, with regexes on the whole path."""
+        if self.built:
+            raise ValueError("`exclude_from_weight_decay()` must be called before the optimizer is built.")
+        self.decay_exclusions = Exclusion([*(var_list or []), *(var_names or [])], "exclude_from_weight_decay")
 
     def build(self, variables):
+        if self.built:
+            return
+        variables = list(variables)
+        # Settled first, so that a pattern that matches nothing leaves the optimizer as it was.
+        excluded = self.decay_exclusions.of(variables)
+        self.decays = [0.0 if out else float(self.weight_decay or 0.0) for out in excluded]
         super().build(variables)
         self._guards_against_overflow = (
             _number_of_replicas() > 1
@@ -83,6 +160,21 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
                 stacklevel=2,
             )
 
+    @property
+    def chain(self):
+        """The optimizers that take a step together, wrappers first, the one with the update rule last."""
+        return [self]
+
+    @property
+    def steps_taken(self):
+        """The optimizer's own count of its steps, also in a wrapper, whose `iterations` are those of what it wraps."""
+        return self._iterations
+
+    @property
+    def trained_variables(self):
+        """The variables that the optimizer was built with."""
+        return self._trainable_variables
+
     def add_variable(self, shape, initializer="zeros", dtype=None, **kwargs):
         """Keras' `add_variable`, but never in float16 or bfloat16, where moments and sums lose their small parts."""
         if dtype is not None and keras.backend.standardize_dtype(dtype) in LOW_PRECISION:
@@ -93,6 +185,10 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         """Position of `variable` in the list that the optimizer was built with."""
         return self._get_variable_index(variable)
 
+    def sum_of_squares(self, x):
+        """Sum of the squares of all elements, a scalar, by the way that is fast where the step runs."""
+        return sum_of_squares(x, self.is_compiled)
+
     def apply(self, grads, trainable_variables=None):
         """Takes one step with this replica's gradients; see the module's docstring for the order of things."""
         grads = list(grads)
@@ -101,7 +197,8 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         variables = self._variables_of(grads, trainable_variables)
         with keras.name_scope(self.name, caller=self):
             grads, variables = self._filter_empty_gradients(grads, variables)
-            grads, variables = self._overwrite_variables_directly_with_gradients(grads, variables)
+            overwriting = self._accumulator or self
+            grads, variables = overwriting._overwrite_variables_directly_with_gradients(grads, variables)
             grads = [ops.cast(g, arithmetic_dtype(g.dtype)) for g in grads]
             grads = _sum_over_replicas(grads)
             if self.loss_scale_factor is not None:
@@ -109,10 +206,10 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             if self._guards_against_overflow:
                 finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in grads]))
                 self._do_if(finite, lambda: self._accumulate_or_step(grads, variables))
-                self._iterations.assign_add(ops.cast(finite, self._iterations.dtype))
             else:
+                finite = True
                 self._accumulate_or_step(grads, variables)
-                self._iterations.assign_add(1)
+            self._count(finite)
 
     def _variables_of(self, grads, trainable_variables):
         if trainable_variables is None:
@@ -133,12 +230,18 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         self._check_variables_are_known(variables)
         return variables
 
+    @property
+    def _accumulator(self):
+        """The optimizer of the chain that collects gradients, or None. There is one at most."""
+        return next((o for o in self.chain if o.gradient_accumulation_steps), None)
+
     def _accumulate_or_step(self, grads, variables):
-        window = self.gradient_accumulation_steps
-        if not window:
+        accumulator = self._accumulator
+        if accumulator is None:
             self._step(grads, variables)
             return
-        sums = [self._accumulated_gradients[self.variable_index(v)] for v in variables]
+        window = accumulator.gradient_accumulation_steps
+        sums = [accumulator._accumulated_gradients[accumulator._get_variable_index(v)] for v in variables]
         grads = [ops.add(total, g) for total, g in zip(sums, grads, strict=True)]
 
         def step():
@@ -150,35 +253,93 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             for total, g in zip(sums, grads, strict=True):
                 self.assign(total, g)
 
-        self._do_if(ops.equal((self._iterations + 1) % window, 0), step, otherwise=collect)
+        self._do_if(_completes_window(accumulator), step, otherwise=collect)
+
+    def _count(self, finite):
+        # An accumulating optimizer counts calls, the others optimizer steps. Outside of any condition, since these
+        # variables are shared by the replicas.
+        accumulator = self._accumulator
+        stepped = finite if accumulator is None else ops.logical_and(finite, _completes_window(accumulator))
+        for optimizer in reversed(self.chain):
+            # The accumulator's own count decides, so it moves last.
+            if optimizer is not accumulator:
+                optimizer._iterations.assign_add(ops.cast(stepped, optimizer._iterations.dtype))
+        if accumulator is not None:
+            accumulator._iterations.assign_add(ops.cast(finite, accumulator._iterations.dtype))
 
     def _step(self, grads, variables):
-        grads = self._clip_gradients(grads)
-        learning_rate = self.learning_rate
-        if self.weight_decay is not None and self.decoupled_weight_decay:
-            for v in variables:
-                if self._use_weight_decay(v):
-                    dtype = arithmetic_dtype(v.dtype)
-                    self.assign(v, ops.cast(v, dtype) * (1 - ops.cast(learning_rate, dtype) * self.weight_decay))
+        if not self._compiles_the_step():
+            self._take_step(grads, variables)
+            return
+        import tensorflow as tf
+
+        def take_step():
+            for optimizer in self.chain:
+                optimizer.is_compiled = True
+            try:
+                self._take_step(grads, variables)
+            finally:
+                for optimizer in self.chain:
+                    optimizer.is_compiled = False
+
+        # Anew for each trace: a function that is kept would meet the tensors of another graph.
+        tf.function(take_step, jit_compile=True, autograph=False)()
+
+    def _take_step(self, grads, variables):
+        *wrappers, rule = self.chain
+        for wrapper in wrappers:
+            grads = wrapper.before_update(grads, variables)
+        grads = self._clip(rule, grads)
+        learning_rate = learning_rate_of(rule)
+        _decay(rule, variables, learning_rate)
+        if isinstance(rule, keras.optimizers.Nadam):  # it keeps one number for all variables
+            beta = rule.beta_1 * (1 - 0.5 * ops.power(0.96, ops.cast(rule.iterations + 1, "float32")))
+            self.assign(rule._u_product, rule._u_product * ops.cast(beta, rule._u_product.dtype))
         for g, v in zip(grads, variables, strict=True):
-            self.update_step(g, v, learning_rate)
+            rule.update_step(g, v, learning_rate)
+        for wrapper in reversed(wrappers):
+            wrapper.after_update(variables)
         for v in variables:
             if v.constraint is not None:
                 self.assign(v, v.constraint(v))
-        if self.use_ema:
-            self._update_averages()
+        if rule.use_ema:
+            self._update_averages(rule)
 
-    def _update_averages(self):
+    def _compiles_the_step(self):
+        if keras.backend.backend() != "tensorflow" or self.jit_compile is False:
+            return False
+        import tensorflow as tf
+
+        # What a callback puts in the place of update_step may do things that XLA cannot.
+        if tf.executing_eagerly() or tf.config.functions_run_eagerly() or "update_step" in vars(self.chain[-1]):
+            return False
+        if self.jit_compile is True:
+            return True
+        parameters = sum(math.prod(v.shape) for v in self._trainable_variables)
+        return parameters >= WORTH_COMPILING and not tf.config.list_physical_devices("GPU")
+
+    def _clip(self, rule, grads):
+        if rule.clipnorm:
+            return [g * _shrink(rule.clipnorm, ops.sqrt(self.sum_of_squares(g))) for g in grads]
+        if rule.global_clipnorm:
+            squares = [ops.cast(self.sum_of_squares(g), "float32") for g in grads]
+            scale = _shrink(rule.global_clipnorm, ops.sqrt(sum(squares[1:], start=squares[0])))
+            return [g * ops.cast(scale, g.dtype) for g in grads]
+        if rule.clipvalue:
+            return [ops.clip(g, -rule.clipvalue, rule.clipvalue) for g in grads]
+        return grads
+
+    def _update_averages(self, rule):
         # The first step copies the weights; later ones move the average by 1 - ema_momentum.
-        momentum = ops.where(ops.equal(self.iterations, 0), 0.0, self.ema_momentum)
-        for v, average in zip(self._trainable_variables, self._model_variables_moving_average, strict=True):
+        momentum = ops.where(ops.equal(rule.iterations, 0), 0.0, rule.ema_momentum)
+        for v, average in zip(rule._trainable_variables, rule._model_variables_moving_average, strict=True):
             if average is None:
                 continue
             value = ops.cast(v, average.dtype)
             new_average = value + ops.cast(momentum, average.dtype) * (average - value)
             self.assign(average, new_average)
-            if self.ema_overwrite_frequency:
-                overwrite = ops.equal((self.iterations + 1) % self.ema_overwrite_frequency, 0)
+            if rule.ema_overwrite_frequency:
+                overwrite = ops.equal((rule.iterations + 1) % rule.ema_overwrite_frequency, 0)
                 self.assign(v, ops.where(overwrite, new_average, value))
 
     def _do_if(self, predicate, action, otherwise=lambda: None):
@@ -203,11 +364,96 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             return self._learning_rate(self.iterations)
         return super()._get_current_learning_rate()
 
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "exclude_from_weight_decay": self.decay_exclusions.to_config(),
+            "jit_compile": self.jit_compile,
+        }
+
 
 def arithmetic_dtype(dtype):
     """The dtype to compute in for a variable of `dtype`: float32, or float64 for float64."""
     dtype = keras.backend.standardize_dtype(dtype)
     return "float32" if dtype in LOW_PRECISION else dtype
+
+
+def one_minus_power(beta, step):
+    """1 - beta^step, the correction of an average that began at 0, in the widest float of the backend.
+
+    Written without the cancellation that costs float32 four digits at beta = 0.999 and small steps.
+    """
+    dtype = "float64" if keras.backend.backend() == "tensorflow" else "float32"
+    return -ops.expm1(ops.cast(step, dtype) * ops.log(ops.cast(beta, dtype)))
+
+
+def learning_rate_of(optimizer):
+    """The learning rate of the optimizer step that comes next, of any Keras optimizer."""
+    if isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+        return optimizer._learning_rate(optimizer.iterations)
+    return optimizer.learning_rate
+
+
+def check_known(optimizer, variables):
+    """Raises ValueError if a built optimizer was not built for one of the variables."""
+    optimizer._check_variables_are_known(variables)
+
+
+def make_readable(optimizer):
+    """Lets `float(optimizer.learning_rate)` and `int(optimizer.iterations)` work under a strategy."""
+    for variable in (optimizer._learning_rate, optimizer._iterations):
+        if type(variable) is keras.Variable:
+            variable.__class__ = ScalarVariable
+
+
+def follows_the_protocol(optimizer):
+    """Whether a step of this Keras optimizer is what its `update_step` does, so that others can take it."""
+    kind, base = type(optimizer), keras.optimizers.Optimizer
+    same_apply = kind.apply is base.apply and kind._backend_update_step is base._backend_update_step
+    return same_apply or isinstance(optimizer, (AggregatedOptimizer, keras.optimizers.Nadam))
+
+
+def decays_in_its_own_way(optimizer):
+    """Whether the class has replaced Keras' weight decay, as Muon does."""
+    return type(optimizer)._apply_weight_decay is not keras.optimizers.Optimizer._apply_weight_decay
+
+
+def _decay(rule, variables, learning_rate):
+    if isinstance(rule, AggregatedOptimizer):
+        if not rule.decoupled_weight_decay:
+            return
+        decays = [rule.decays[rule.variable_index(v)] for v in variables]
+    elif decays_in_its_own_way(rule):
+        rule._apply_weight_decay(variables)
+        return
+    else:
+        decays = [rule.weight_decay if rule.weight_decay and rule._use_weight_decay(v) else 0.0 for v in variables]
+    for v, decay in zip(variables, decays, strict=True):
+        if decay:
+            dtype = arithmetic_dtype(v.dtype)
+            rule.assign(v, ops.cast(v, dtype) * (1 - ops.cast(learning_rate, dtype) * decay))
+
+
+def _completes_window(accumulator):
+    return ops.equal((accumulator._iterations + 1) % accumulator.gradient_accumulation_steps, 0)
+
+
+def _shrink(limit, norm):
+    return limit / ops.maximum(norm, limit)
+
+
+def _check_keywords(optimizer, kwargs):
+    for name in kwargs:
+        if name not in BASE_KEYWORDS:
+            close = difflib.get_close_matches(name, BASE_KEYWORDS, n=1)
+            hint = f"Did you mean `{close[0]}`?" if close else f"Beside its own, it takes {', '.join(BASE_KEYWORDS)}."
+            raise TypeError(f"{optimizer} has no argument `{name}`. {hint}")
+    for name in ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor"):
+        if kwargs.get(name) is not None:
+            check_number(name, kwargs[name], at_least=0)
+    for name in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
+        if kwargs.get(name) is not None:
+            check_count(name, kwargs[name])
 
 
 def _number_of_replicas():
@@ -234,6 +480,6 @@ def _sum_over_replicas(grads):
             "`optimizer.apply()` was called in a cross-replica context. "
             "Call it inside of the function that is passed to `strategy.run`, or train with `model.fit`."
         )
-    if replica_context.num_replicas_in_sync > 1:
+    if replica_context.num_replicas_in_sync > 1 and grads:
         grads = replica_context.all_reduce(tf.distribute.ReduceOp.SUM, grads)
     return [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in grads]

@@ -8,13 +8,13 @@ You et al., 2020, arXiv:1904.00962. Equals `optax.lamb` and TensorFlow Addons' L
 `keras.optimizers.Lamb` differs: its decay is outside of the ratio, it excludes nothing, and its epsilon is 1e-7.
 """
 
-import math
 import numbers
 
 import keras
 from keras import ops
 
-from keras_tricks.optimizers._aggregated import AggregatedOptimizer, arithmetic_dtype
+from keras_tricks.optimizers._aggregated import AggregatedOptimizer, MovableNumber, arithmetic_dtype, one_minus_power
+from keras_tricks.optimizers._arguments import check_flag, check_number
 from keras_tricks.optimizers._exclude import Exclusion
 
 
@@ -59,6 +59,7 @@ class LAMB(AggregatedOptimizer):
     """
 
     decoupled_weight_decay = False  # the decay is part of `u`
+    beta_1 = MovableNumber()
 
     def __init__(
         self,
@@ -73,33 +74,22 @@ class LAMB(AggregatedOptimizer):
         bias_correction=True,
         **kwargs,
     ):
-        for name, beta in (("beta_1", beta_1), ("beta_2", beta_2)):
-            if not 0 <= beta < 1:
-                raise ValueError(f"`{name}` must be at least 0 and less than 1. Received: {name}={beta}")
-        if not epsilon >= 0:
-            raise ValueError(f"`epsilon` must not be negative. Received: epsilon={epsilon}")
-        if not (weight_decay or 0.0) >= 0:
-            raise ValueError(f"`weight_decay` must not be negative. Received: weight_decay={weight_decay}")
-        super().__init__(learning_rate, weight_decay=weight_decay or 0.0, **kwargs)
+        super().__init__(
+            learning_rate,
+            weight_decay=weight_decay or 0.0,
+            exclude_from_weight_decay=exclude_from_weight_decay,
+            **kwargs,
+        )
         self.beta_1 = beta_1
-        self.beta_2 = beta_2
-        self.epsilon = epsilon
+        self.beta_2 = check_number("beta_2", beta_2, at_least=0, below=1)
+        self.epsilon = check_number("epsilon", epsilon, at_least=0)
         self.trust_ratio_clip = _as_range(trust_ratio_clip)
-        self.bias_correction = bias_correction
-        self.decay_exclusions = Exclusion(exclude_from_weight_decay, "exclude_from_weight_decay")
+        self.bias_correction = check_flag("bias_correction", bias_correction)
         self.adaptation_exclusions = Exclusion(exclude_from_layer_adaptation, "exclude_from_layer_adaptation")
-
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
-        """Keras' method: the same as the constructor's argument of this name, with regexes on the whole path."""
-        if self.built:
-            raise ValueError("`exclude_from_weight_decay()` must be called before the optimizer is built.")
-        self.decay_exclusions = Exclusion([*(var_list or []), *(var_names or [])], "exclude_from_weight_decay")
 
     def build(self, variables):
         if self.built:
             return
-        # Settled first, so that a pattern that matches nothing leaves the optimizer as it was.
-        self.decays = [0.0 if out else self.weight_decay for out in self.decay_exclusions.of(variables)]
         self.adapted = [not out for out in self.adaptation_exclusions.of(variables)]
         super().build(variables)
         self.first_moments, self.second_moments = self.add_optimizer_variables(
@@ -109,20 +99,19 @@ class LAMB(AggregatedOptimizer):
     def update_step(self, gradient, variable, learning_rate):
         """Moves `variable` by one step; `gradient` is aggregated, averaged and clipped."""
         index = self.variable_index(variable)
-        m, v = self.first_moments[index], self.second_moments[index]
         dtype = arithmetic_dtype(variable.dtype)
-        g = ops.cast(gradient, dtype)
-        w = ops.cast(variable, dtype)
+        g, w = ops.cast(gradient, dtype), ops.cast(variable, dtype)
+        m, v = ops.cast(self.first_moments[index], dtype), ops.cast(self.second_moments[index], dtype)
 
-        self.assign(m, self.beta_1 * m + (1 - self.beta_1) * g)
-        self.assign(v, self.beta_2 * v + (1 - self.beta_2) * ops.square(g))
+        m = m + (g - m) * ops.cast(1 - self.beta_1, dtype)
+        v = v + (ops.square(g) - v) * (1 - self.beta_2)
+        self.assign(self.first_moments[index], m)
+        self.assign(self.second_moments[index], v)
         if self.bias_correction:
-            step = ops.cast(self.iterations + 1, dtype)
-            u = (m / _one_minus_power(self.beta_1, step)) / (
-                ops.sqrt(v / _one_minus_power(self.beta_2, step)) + self.epsilon
-            )
-        else:
-            u = ops.convert_to_tensor(m) / (ops.sqrt(v) + self.epsilon)
+            step = self.iterations + 1
+            m = m * ops.cast(1 / one_minus_power(self.beta_1, step), dtype)
+            v = v * ops.cast(1 / one_minus_power(self.beta_2, step), dtype)
+        u = m / (ops.sqrt(v) + self.epsilon)
         if self.decays[index]:
             u = u + self.decays[index] * w
 
@@ -133,8 +122,8 @@ class LAMB(AggregatedOptimizer):
 
     def trust_ratio(self, weight, update):
         """‖weight‖ / ‖update‖, clipped to `trust_ratio_clip`; 1 where a norm is 0."""
-        weight_norm = ops.sqrt(ops.sum(ops.square(weight)))
-        update_norm = ops.sqrt(ops.sum(ops.square(update)))
+        weight_norm = ops.sqrt(self.sum_of_squares(weight))
+        update_norm = ops.sqrt(self.sum_of_squares(update))
         usable = ops.logical_and(weight_norm > 0, update_norm > 0)
         ratio = weight_norm / ops.where(usable, update_norm, 1.0)
         if self.trust_ratio_clip is not None:
@@ -144,10 +133,9 @@ class LAMB(AggregatedOptimizer):
     def get_config(self):
         return {
             **super().get_config(),
-            "beta_1": self.beta_1,
+            "beta_1": float(self.beta_1),
             "beta_2": self.beta_2,
             "epsilon": self.epsilon,
-            "exclude_from_weight_decay": self.decay_exclusions.to_config(),
             "exclude_from_layer_adaptation": self.adaptation_exclusions.to_config(),
             "trust_ratio_clip": self.trust_ratio_clip,
             "bias_correction": self.bias_correction,
@@ -164,10 +152,3 @@ def _as_range(clip):
             f"Received: trust_ratio_clip={clip}"
         )
     return [float(low), float(high)]
-
-
-def _one_minus_power(beta, step):
-    # 1 - beta^t without the cancellation that costs float32 four digits at beta = 0.999 and small t.
-    if type(beta) in (int, float):  # else it is a variable, in the place of the number
-        return -ops.expm1(step * math.log(beta)) if beta else 1.0
-    return -ops.expm1(step * ops.log(ops.cast(beta, step.dtype)))

@@ -1,0 +1,135 @@
+"""What the wrappers share: an optimizer around any Keras optimizer, that takes its steps with aggregated gradients."""
+
+import keras
+
+from keras_tricks.optimizers._aggregated import (
+    BASE_KEYWORDS,
+    AggregatedOptimizer,
+    check_known,
+    decays_in_its_own_way,
+    follows_the_protocol,
+    make_readable,
+)
+
+
+class OptimizerWrapper(AggregatedOptimizer):
+    """An optimizer that acts before and after the update of `inner_optimizer`, any Keras optimizer or wrapper.
+
+    Learning rate, step count, loss scale and hyper-parameters are those of the inner optimizer. However wrappers are
+    nested, a step is: aggregate, accumulate, `before_update` from the outside in, clip, decay, update, `after_update`
+    from the inside out, constraints, moving average.
+    """
+
+    def __init__(self, optimizer, name=None, gradient_accumulation_steps=None, jit_compile="auto", **kwargs):
+        kind = type(self).__name__
+        _check_wrapped(kind, optimizer)
+        for keyword in kwargs:
+            if keyword in BASE_KEYWORDS or keyword == "learning_rate":
+                raise ValueError(
+                    f"`{keyword}` belongs to the wrapped optimizer: "
+                    f"{kind}({type(optimizer).__name__}(..., {keyword}={kwargs[keyword]!r}), ...)"
+                )
+        super().__init__(
+            0.0,
+            name=name,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            jit_compile=jit_compile,
+            **kwargs,
+        )
+        self.inner_optimizer = optimizer
+        make_readable(optimizer)
+
+    def before_update(self, grads, variables):
+        """Returns the gradients to go on with; they are aggregated, averaged over accumulation and dense."""
+        return grads
+
+    def after_update(self, variables):
+        """Acts on the variables after the inner optimizer's update."""
+
+    def build(self, variables):
+        if self.built:
+            return
+        inner = self.inner_optimizer
+        if inner.built:
+            check_known(inner, variables)
+        else:
+            inner.build(variables)
+        super().build(variables)
+
+    @property
+    def chain(self):
+        inner = self.inner_optimizer
+        return [self, *(inner.chain if isinstance(inner, AggregatedOptimizer) else [inner])]
+
+    @property
+    def variables(self):
+        return [*super().variables, *self.inner_optimizer.variables]
+
+    @property
+    def iterations(self):
+        """Number of optimizer steps that have been taken."""
+        return self.inner_optimizer.iterations
+
+    @property
+    def learning_rate(self):
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate):
+        self.inner_optimizer.learning_rate = learning_rate
+
+    @property
+    def loss_scale_factor(self):
+        return self.inner_optimizer.loss_scale_factor
+
+    @loss_scale_factor.setter
+    def loss_scale_factor(self, factor):
+        if hasattr(self, "inner_optimizer"):  # Keras' __init__ sets it to None before there is one
+            self.inner_optimizer.loss_scale_factor = factor
+
+    def set_weights(self, weights):
+        """Sets all variables, its own and those inside, in the order of `variables`."""
+        if not self.built:
+            raise ValueError("`set_weights()` needs a built optimizer: call `optimizer.build(variables)` first.")
+        for variable, weight in zip(self.variables, weights, strict=True):
+            variable.assign(weight)
+
+    def finalize_variable_values(self, var_list):
+        self.inner_optimizer.finalize_variable_values(var_list)
+
+    def get_config(self):
+        return {
+            "optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
+            "name": self.name,
+            "jit_compile": self.jit_compile,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        optimizer = keras.saving.deserialize_keras_object(config.pop("optimizer"), custom_objects=custom_objects)
+        return cls(optimizer, **config)
+
+
+def _check_wrapped(kind, optimizer):
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise TypeError(
+            f"{kind} wraps a Keras optimizer, as in {kind}(keras.optimizers.Adam()). Received: {optimizer!r}"
+        )
+    name = type(optimizer).__name__
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise ValueError(
+            f"Loss scaling goes outside, so that {kind} sees gradients without the scale: "
+            f"keras_tricks.LossScaleOptimizer({kind}(...)). Received: {name}"
+        )
+    if not follows_the_protocol(optimizer):
+        raise ValueError(
+            f"{kind} cannot take the steps of {name}, which does not have one `update_step` for all variables. Wrap "
+            f"the optimizers inside of it instead, as in MultiOptimizer(OptimizerMap({kind}(Adam())))."
+        )
+    if optimizer.gradient_accumulation_steps and decays_in_its_own_way(optimizer):
+        raise ValueError(
+            f"{name} decays weights in its own way, with a schedule at the number of calls. Leave its "
+            "`gradient_accumulation_steps` out and use "
+            f"keras_tricks.GradientAccumulation({name}(...), steps={optimizer.gradient_accumulation_steps})."
+        )

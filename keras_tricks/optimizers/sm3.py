@@ -1,0 +1,132 @@
+"""SM3: Adagrad that keeps one number for each row, column, ... of a tensor instead of one for each element.
+
+    SM3-II:  n <- min over axes k of a_k + g²          a_k <- max of n over all axes but k
+    SM3-I:   a_k <- a_k + max of g² over all axes but k          n <- min over axes k of a_k
+    both:    w <- w - learning_rate · g / sqrt(n)                (0/0 is 0)
+
+Anil, Gupta, Koren, Singer, 2019, arXiv:1901.11150. Equals the authors' google-research/sm3 on dense
+gradients. optax adds 1e-8 to n, which shows where gradients are about 1e-4 or smaller, and fails on scalars.
+"""
+
+import keras
+from keras import ops
+
+from keras_tricks.optimizers._aggregated import AggregatedOptimizer, MovableNumber, arithmetic_dtype
+
+VARIANTS = ("I", "II")
+
+
+@keras.saving.register_keras_serializable(package="keras_tricks")
+class SM3(AggregatedOptimizer):
+    """Square-root of minima of sums of maxima of squares: Adagrad with one accumulator an index of each axis.
+
+    A tensor of shape `(n1, ..., np)` has accumulators of lengths `n1, ..., np`; the sum of squares of an element is
+    taken to be the smallest of those that cover it, which is never less than Adagrad's. Scalars and vectors are
+    Adagrad. With momentum `b`, the step is the average `s <- b · s + (1 - b) · g / sqrt(n)`. Arithmetic and state are
+    float32, or float64 for float64 variables.
+
+    State: `n1 + ... + np` values for a tensor, 0.5 to 2 % of the parameters of convolutional networks, and one value a
+    parameter more with momentum.
+
+    Args:
+        learning_rate: A number, a `LearningRateSchedule` (evaluated at optimizer steps), or a callable without
+            arguments. Defaults to `0.1`. Warm it up: large first gradients stay in the accumulators for good.
+        momentum: Decay rate of the average of steps, in [0, 1); 0 for none, and no state for it. It can be set while
+            training, unless it is 0 at first. Defaults to `0.9`.
+        variant: `"II"`, the tighter one, or `"I"`. Defaults to `"II"`.
+        exclude_from_weight_decay: For `weight_decay`, which is decoupled from the gradient as in AdamW: `None` for
+            every variable of rank 0 or 1, or a list of regular expressions on paths, layers or variables.
+        **kwargs: Keras' keywords for every optimizer (`weight_decay`, `clipnorm`, `global_clipnorm`, `clipvalue`,
+            `use_ema`, `ema_momentum`, `gradient_accumulation_steps`, `loss_scale_factor`, `name`), which act on
+            gradients that are aggregated over replicas and count optimizer steps; and `jit_compile`: whether XLA
+            compiles the step where the model is not compiled, `"auto"` by default.
+
+    Raises:
+        TypeError, ValueError: For values of the wrong kind or out of range.
+
+    Example:
+    >>> import keras, numpy as np, keras_tricks as kt
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    >>> model.compile(optimizer=kt.SM3(0.1, momentum=0.0), loss="mse")
+    >>> history = model.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0)
+
+    Reference:
+        Rohan Anil, Vineet Gupta, Tomer Koren, Yoram Singer, "Memory-Efficient Adaptive Optimization", 2019,
+        arXiv:1901.11150.
+    """
+
+    momentum = MovableNumber()
+
+    def __init__(self, learning_rate=0.1, momentum=0.9, variant="II", exclude_from_weight_decay=None, **kwargs):
+        if variant not in VARIANTS:
+            raise ValueError(f"`variant` must be 'I' or 'II'. Received: variant={variant!r}")
+        super().__init__(learning_rate, exclude_from_weight_decay=exclude_from_weight_decay, **kwargs)
+        self.momentum = momentum
+        self.has_momentum = momentum > 0
+        self.variant = variant
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        self.accumulators = [
+            [
+                self.add_variable(shape, dtype=v.dtype, name=f"{v.path.replace('/', '_')}_accumulator_{axis}")
+                for axis, shape in enumerate(_covers(v.shape))
+            ]
+            for v in variables
+        ]
+        if self.has_momentum:
+            self.averages = self.add_optimizer_variables(variables, "average_step")
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Moves `variable` by one step; `gradient` is aggregated, averaged and clipped."""
+        index = self.variable_index(variable)
+        dtype = arithmetic_dtype(variable.dtype)
+        g, w = ops.cast(gradient, dtype), ops.cast(variable, dtype)
+        accumulators = [ops.cast(a, dtype) for a in self.accumulators[index]]
+        squares = ops.square(g)
+        if self.variant == "II":
+            bound = _minimum(accumulators) + squares
+            accumulators = maxima(bound)
+        else:
+            accumulators = [a + m for a, m in zip(accumulators, maxima(squares), strict=True)]
+            bound = _minimum(accumulators)
+        for a, value in zip(self.accumulators[index], accumulators, strict=True):
+            self.assign(a, value)
+
+        step = ops.where(bound > 0, g * ops.rsqrt(ops.where(bound > 0, bound, 1.0)), 0.0)
+        if self.has_momentum:
+            average = ops.cast(self.averages[index], dtype)
+            step = average + (step - average) * ops.cast(1 - self.momentum, dtype)
+            self.assign(self.averages[index], step)
+        self.assign(variable, w - ops.cast(learning_rate, dtype) * step)
+
+    def get_config(self):
+        return {**super().get_config(), "momentum": float(self.momentum), "variant": self.variant}
+
+
+def _covers(shape):
+    """The shapes of a tensor's accumulators, which broadcast to `shape`."""
+    if len(shape) <= 1:
+        return [tuple(shape)]
+    return [tuple(n if i == axis else 1 for i, n in enumerate(shape)) for axis in range(len(shape))]
+
+
+def _minimum(accumulators):
+    result = accumulators[0]
+    for a in accumulators[1:]:
+        result = ops.minimum(result, a)
+    return result
+
+
+def maxima(x):
+    """The maxima of `x` over all axes but one, for each axis, with the others kept as 1; `[x]` for rank 0 and 1."""
+    rank = len(x.shape)
+    if rank <= 1:
+        return [x]
+    # One pass over the whole tensor for the last axis, one for all the others together, which are small after it.
+    last = ops.max(x, axis=tuple(range(rank - 1)), keepdims=True)
+    rest = ops.max(x, axis=-1, keepdims=True)
+    others = [tuple(i for i in range(rank - 1) if i != axis) for axis in range(rank - 1)]
+    return [*(ops.max(rest, axis=axes, keepdims=True) for axes in others), last]
