@@ -31,6 +31,139 @@ def lamb(
     return w
 
 
+def lars(
+    w,
+    gradients,
+    learning_rate,
+    momentum=0.9,
+    nesterov=False,
+    weight_decay=0.0,
+    trust_coefficient=1e-3,
+    epsilon=0.0,
+    adapt=True,
+):
+    """You et al., 2017, with one norm for gradient and decay as in optax.lars; `learning_rate` may be a list."""
+    w = np.asarray(w, "float64")
+    v = np.zeros_like(w)
+    rates = np.broadcast_to(learning_rate, len(gradients))
+    for rate, g in zip(rates, np.asarray(gradients, "float64"), strict=True):
+        d = g + weight_decay * w
+        w_norm, d_norm = np.sqrt((w**2).sum()), np.sqrt((d**2).sum())
+        ratio = trust_coefficient * w_norm / (d_norm + epsilon) if adapt and w_norm > 0 and d_norm > 0 else 1.0
+        step = rate * ratio * d
+        v = momentum * v + step
+        w = w - (momentum * v + step if nesterov else v)
+    return w
+
+
+def yogi(w, gradients, learning_rate, beta_1=0.9, beta_2=0.999, epsilon=1e-3, initial=1e-6):
+    """Zaheer et al., 2018, with Adam's bias correction of both moments as in optax.yogi."""
+    w = np.asarray(w, "float64")
+    m, v = np.full_like(w, initial), np.full_like(w, initial)
+    for t, g in enumerate(np.asarray(gradients, "float64"), start=1):
+        m = beta_1 * m + (1 - beta_1) * g
+        v = v - (1 - beta_2) * np.sign(v - g**2) * g**2
+        w = w - learning_rate * (m / (1 - beta_1**t)) / (np.sqrt(v / (1 - beta_2**t)) + epsilon)
+    return w
+
+
+def adafactor(
+    w,
+    gradients,
+    learning_rate=None,
+    beta_1=None,
+    decay=-0.8,
+    epsilon_1=1e-30,
+    epsilon_2=1e-3,
+    clip=1.0,
+    scale=True,
+    warmup_init=False,
+    least=16,
+    weight_decay=0.0,
+):
+    """Shazeer and Stern, 2018, Algorithm 4 and 5: second moments rebuilt in full from their sums over two axes."""
+    w = np.asarray(w, "float64")
+    order = np.argsort(w.shape, kind="stable")
+    factored = w.ndim >= 2 and w.shape[order[-2]] >= least
+    v = rows = columns = average = 0.0
+    for t, g in enumerate(np.asarray(gradients, "float64"), start=1):
+        rate = min(1e-6 * t if warmup_init else 1e-2, 1 / np.sqrt(t)) if learning_rate is None else learning_rate
+        kept = 1 - t**decay
+        q = g**2 + epsilon_1
+        if factored:
+            rows = kept * rows + (1 - kept) * q.sum(axis=order[-1], keepdims=True)
+            columns = kept * columns + (1 - kept) * q.sum(axis=order[-2], keepdims=True)
+            second = rows * columns / rows.sum(axis=order[-2], keepdims=True)
+        else:
+            second = v = kept * v + (1 - kept) * q
+        u = g / np.sqrt(second)
+        if clip is not None:
+            u = u / max(1.0, np.sqrt((u**2).mean()) / clip)
+        u = rate * (max(epsilon_2, np.sqrt((w**2).mean())) if scale else 1.0) * u
+        if beta_1 is not None:
+            average = beta_1 * average + (1 - beta_1) * u
+            u = average
+        w = w - u - rate * weight_decay * w
+    return w
+
+
+def sm3(w, gradients, learning_rate, momentum=0.9, variant="II"):
+    """Anil et al., 2019, SM3-I and SM3-II, one element and one slice after the other."""
+    w = np.asarray(w, "float64")
+    rank, average = w.ndim, np.zeros_like(w)
+    sums = np.zeros_like(w)
+    slices = [np.zeros(n) for n in w.shape]
+    for g in np.asarray(gradients, "float64"):
+        if rank <= 1:
+            sums = sums + g**2
+            bound = sums
+        else:
+            bound = np.zeros_like(w)
+            if variant == "I":
+                slices = [
+                    np.array([a[j] + (np.take(g, j, axis=axis) ** 2).max() for j in range(len(a))])
+                    for axis, a in enumerate(slices)
+                ]
+            for at in np.ndindex(w.shape):
+                bound[at] = min(slices[axis][at[axis]] for axis in range(rank))
+            if variant == "II":
+                bound = bound + g**2
+                slices = [
+                    np.array([np.take(bound, j, axis=axis).max() for j in range(len(a))])
+                    for axis, a in enumerate(slices)
+                ]
+        step = np.where(bound > 0, g / np.sqrt(np.where(bound > 0, bound, 1.0)), 0.0)
+        average = momentum * average + (1 - momentum) * step
+        w = w - learning_rate * average
+    return w
+
+
+def lookahead(w, gradients, learning_rate, momentum, sync_period, slow_step_size):
+    """Zhang et al., 2019, Algorithm 1, around SGD with Keras' momentum."""
+    fast = slow = np.asarray(w, "float64")
+    m = np.zeros_like(fast)
+    for t, g in enumerate(np.asarray(gradients, "float64"), start=1):
+        m = momentum * m - learning_rate * g
+        fast = fast + m
+        if t % sync_period == 0:
+            slow = slow + slow_step_size * (fast - slow)
+            fast = slow
+    return fast
+
+
+def unitwise_clipped(g, w, axes, clipping=0.01, epsilon=1e-3):
+    """Brock et al., 2021, equation 3, one unit after the other; a unit spans `axes`."""
+    g, w = np.asarray(g, "float64").copy(), np.asarray(w, "float64")
+    kept = [axis for axis in range(g.ndim) if axis not in axes]
+    for at in np.ndindex(*(g.shape[axis] for axis in kept)):
+        unit = tuple(at[kept.index(axis)] if axis in kept else slice(None) for axis in range(g.ndim))
+        norm = np.sqrt((g[unit] ** 2).sum())
+        limit = clipping * max(np.sqrt((w[unit] ** 2).sum()), epsilon)
+        if norm > limit:
+            g[unit] = g[unit] * limit / norm
+    return g
+
+
 def standardized_kernel(kernel, gain=1.0, epsilon=1e-4):
     """Brock et al., 2021, equation 1, for a kernel (..., input channels a group, output channels)."""
     kernel = np.asarray(kernel, "float64")

@@ -36,6 +36,23 @@ def small_network(conv=keras.layers.Conv2D):
     )
 
 
+SHAPES = [(), (1,), (5,), (4, 1), (3, 4), (2, 3, 4), (3, 3, 2, 4), (2, 2, 2, 2, 3)]
+
+
+def numbers(shape, dtype, count=4, seed=0):
+    """Weights of `shape`, and as many gradients as `count`."""
+    random = np.random.default_rng(seed)
+    return random.normal(size=shape).astype(dtype), random.normal(size=(count, *shape)).astype(dtype)
+
+
+def steps(optimizer, start, gradients):
+    """The weights after the optimizer has taken a step with each gradient."""
+    variable = keras.Variable(start)
+    for g in gradients:
+        optimizer.apply([keras.ops.convert_to_tensor(g)], [variable])
+    return keras.ops.convert_to_numpy(variable)
+
+
 @dataclasses.dataclass
 class Run:
     model: keras.Model

@@ -160,7 +160,6 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
                 stacklevel=2,
             )
 
-    @property
     def chain(self):
         """The optimizers that take a step together, wrappers first, the one with the update rule last."""
         return [self]
@@ -233,7 +232,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
     @property
     def _accumulator(self):
         """The optimizer of the chain that collects gradients, or None. There is one at most."""
-        return next((o for o in self.chain if o.gradient_accumulation_steps), None)
+        return next((o for o in self.chain() if o.gradient_accumulation_steps), None)
 
     def _accumulate_or_step(self, grads, variables):
         accumulator = self._accumulator
@@ -260,7 +259,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         # variables are shared by the replicas.
         accumulator = self._accumulator
         stepped = finite if accumulator is None else ops.logical_and(finite, _completes_window(accumulator))
-        for optimizer in reversed(self.chain):
+        for optimizer in reversed(self.chain()):
             # The accumulator's own count decides, so it moves last.
             if optimizer is not accumulator:
                 optimizer._iterations.assign_add(ops.cast(stepped, optimizer._iterations.dtype))
@@ -274,19 +273,19 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         import tensorflow as tf
 
         def take_step():
-            for optimizer in self.chain:
+            for optimizer in self.chain():
                 optimizer.is_compiled = True
             try:
                 self._take_step(grads, variables)
             finally:
-                for optimizer in self.chain:
+                for optimizer in self.chain():
                     optimizer.is_compiled = False
 
         # Anew for each trace: a function that is kept would meet the tensors of another graph.
         tf.function(take_step, jit_compile=True, autograph=False)()
 
     def _take_step(self, grads, variables):
-        *wrappers, rule = self.chain
+        *wrappers, rule = self.chain()
         for wrapper in wrappers:
             grads = wrapper.before_update(grads, variables)
         grads = self._clip(rule, grads)
@@ -311,7 +310,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         import tensorflow as tf
 
         # What a callback puts in the place of update_step may do things that XLA cannot.
-        if tf.executing_eagerly() or tf.config.functions_run_eagerly() or "update_step" in vars(self.chain[-1]):
+        if tf.executing_eagerly() or tf.config.functions_run_eagerly() or "update_step" in vars(self.chain()[-1]):
             return False
         if self.jit_compile is True:
             return True
@@ -384,7 +383,11 @@ def one_minus_power(beta, step):
     Written without the cancellation that costs float32 four digits at beta = 0.999 and small steps.
     """
     dtype = "float64" if keras.backend.backend() == "tensorflow" else "float32"
-    return -ops.expm1(ops.cast(step, dtype) * ops.log(ops.cast(beta, dtype)))
+    if isinstance(beta, numbers.Real):
+        log_beta = math.log(beta) if beta else -math.inf
+    else:
+        log_beta = ops.log(ops.cast(beta, dtype))
+    return -ops.expm1(ops.cast(step, dtype) * log_beta)
 
 
 def learning_rate_of(optimizer):

@@ -56,10 +56,9 @@ class OptimizerWrapper(AggregatedOptimizer):
             inner.build(variables)
         super().build(variables)
 
-    @property
     def chain(self):
         inner = self.inner_optimizer
-        return [self, *(inner.chain if isinstance(inner, AggregatedOptimizer) else [inner])]
+        return [self, *(inner.chain() if isinstance(inner, AggregatedOptimizer) else [inner])]
 
     @property
     def variables(self):

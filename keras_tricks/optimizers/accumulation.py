@@ -8,6 +8,7 @@ and moves averages of the weights at each of them.
 
 import keras
 
+from keras_tricks.optimizers._aggregated import AggregatedOptimizer
 from keras_tricks.optimizers._arguments import check_count
 from keras_tricks.optimizers._wrapper import OptimizerWrapper
 
@@ -47,7 +48,7 @@ class GradientAccumulation(OptimizerWrapper):
     """
 
     def __init__(self, optimizer, steps, name=None, jit_compile="auto", **kwargs):
-        for inside in getattr(optimizer, "chain", [optimizer]):
+        for inside in optimizer.chain() if isinstance(optimizer, AggregatedOptimizer) else [optimizer]:
             if getattr(inside, "gradient_accumulation_steps", None):
                 raise ValueError(
                     f"{type(inside).__name__} accumulates already, over {inside.gradient_accumulation_steps} batches. "

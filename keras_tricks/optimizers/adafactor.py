@@ -189,6 +189,7 @@ class Adafactor(AggregatedOptimizer):
         }
 
 
+@keras.saving.register_keras_serializable(package="keras_tricks")
 class _RelativeStep(keras.optimizers.schedules.LearningRateSchedule):
     """min(0.01, 1/sqrt(t)), or with `warmup_init` min(1e-6 t, 1/sqrt(t)), at step t - 1."""
 
@@ -198,6 +199,9 @@ class _RelativeStep(keras.optimizers.schedules.LearningRateSchedule):
     def __call__(self, step):
         t = ops.cast(step, "float32") + 1
         return ops.minimum(1e-6 * t if self.warmup_init else 1e-2, ops.rsqrt(t))
+
+    def get_config(self):
+        return {"warmup_init": self.warmup_init}
 
 
 def factored_axes(shape, least):

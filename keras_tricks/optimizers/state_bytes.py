@@ -22,7 +22,7 @@ def state_bytes(optimizer):
     >>> optimizer = kt.LAMB()
     >>> optimizer.build([keras.Variable(np.ones((10, 10), "float32"))])
     >>> kt.state_bytes(optimizer)
-    812
+    820
     """
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise TypeError(f"Expected a Keras optimizer. Received: {optimizer!r}")

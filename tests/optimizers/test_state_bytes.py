@@ -5,7 +5,7 @@ import pytest
 import keras_tricks as kt
 from tests import runs
 
-COUNTERS = 8 + 4  # the step, int64, and the learning rate, float32
+COUNTERS = 8 + 4  # the step, int64, and the learning rate, float32; ours may have beta_1, float64
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ COUNTERS = 8 + 4  # the step, int64, and the learning rate, float32
 def test_counts_the_slots(optimizer, bytes_a_parameter):
     optimizer = optimizer()
     optimizer.build([keras.Variable(np.ones((10, 30), "float32")), keras.Variable(np.ones(30, "float32"))])
-    assert kt.state_bytes(optimizer) - bytes_a_parameter * 330 in (COUNTERS, COUNTERS + 4)
+    assert kt.state_bytes(optimizer) - bytes_a_parameter * 330 in (COUNTERS, COUNTERS + 8)
 
 
 def test_low_precision_slots_count_by_their_own_size():
