@@ -24,7 +24,7 @@ from keras import ops
 
 from keras_tricks.optimizers._arguments import check_count, check_flag, check_number
 from keras_tricks.optimizers._exclude import Exclusion
-from keras_tricks.optimizers._norms import sum_of_squares
+from keras_tricks.optimizers._reductions import sum_of_squares
 
 LOW_PRECISION = ("float16", "bfloat16")
 
@@ -196,7 +196,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         variables = self._variables_of(grads, trainable_variables)
         with keras.name_scope(self.name, caller=self):
             grads, variables = self._filter_empty_gradients(grads, variables)
-            overwriting = self._accumulator or self
+            overwriting = self._accumulator() or self
             grads, variables = overwriting._overwrite_variables_directly_with_gradients(grads, variables)
             grads = [ops.cast(g, arithmetic_dtype(g.dtype)) for g in grads]
             grads = _sum_over_replicas(grads)
@@ -229,13 +229,13 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         self._check_variables_are_known(variables)
         return variables
 
-    @property
+    # A method, since Keras' saving walks through properties, and this may be the optimizer itself.
     def _accumulator(self):
         """The optimizer of the chain that collects gradients, or None. There is one at most."""
         return next((o for o in self.chain() if o.gradient_accumulation_steps), None)
 
     def _accumulate_or_step(self, grads, variables):
-        accumulator = self._accumulator
+        accumulator = self._accumulator()
         if accumulator is None:
             self._step(grads, variables)
             return
@@ -257,7 +257,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
     def _count(self, finite):
         # An accumulating optimizer counts calls, the others optimizer steps. Outside of any condition, since these
         # variables are shared by the replicas.
-        accumulator = self._accumulator
+        accumulator = self._accumulator()
         stepped = finite if accumulator is None else ops.logical_and(finite, _completes_window(accumulator))
         for optimizer in reversed(self.chain()):
             # The accumulator's own count decides, so it moves last.

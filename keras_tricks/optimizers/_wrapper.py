@@ -93,6 +93,21 @@ class OptimizerWrapper(AggregatedOptimizer):
         for variable, weight in zip(self.variables, weights, strict=True):
             variable.assign(weight)
 
+    # Keras saves the inner optimizer as an attribute of this one; here only what the wrapper adds.
+    def save_own_variables(self, store):
+        for index, variable in enumerate(super().variables):
+            store[str(index)] = keras.ops.convert_to_numpy(variable)
+
+    def load_own_variables(self, store):
+        own = super().variables
+        if len(store.keys()) != len(own):
+            raise ValueError(
+                f"{type(self).__name__} has {len(own)} variables of its own, but {len(store.keys())} were saved. Build "
+                "it with the arguments and for the variables of the saved one."
+            )
+        for index, variable in enumerate(own):
+            variable.assign(store[str(index)])
+
     def finalize_variable_values(self, var_list):
         self.inner_optimizer.finalize_variable_values(var_list)
 

@@ -16,6 +16,7 @@ from keras import ops
 
 from keras_tricks.optimizers._aggregated import AggregatedOptimizer, MovableNumber, arithmetic_dtype
 from keras_tricks.optimizers._arguments import check_count, check_flag, check_number
+from keras_tricks.optimizers._reductions import sum_over
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
@@ -161,7 +162,7 @@ class Adafactor(AggregatedOptimizer):
         """1 / sqrt(second moments), as factors that broadcast, after moving the moments towards `squares`."""
         moments = [ops.cast(m, squares.dtype) for m in self.second_moments[index]]
         axes = self.factored_axes[index]
-        means = [squares] if axes is None else [ops.mean(squares, axis=axis, keepdims=True) for axis in axes]
+        means = [squares] if axes is None else [self._mean(squares, axis) for axis in axes]
         moments = [mean + kept * (m - mean) for m, mean in zip(moments, means, strict=True)]
         for variable, value in zip(self.second_moments[index], moments, strict=True):
             self.assign(variable, value)
@@ -169,6 +170,9 @@ class Adafactor(AggregatedOptimizer):
             return ops.rsqrt(moments[0])
         rows, columns = moments  # means over columns, over rows: `rows` still has the axis that `columns` lacks
         return ops.rsqrt(rows / ops.mean(rows, axis=axes[1], keepdims=True)) * ops.rsqrt(columns)
+
+    def _mean(self, x, axis):
+        return sum_over(x, [axis], self.is_compiled) / x.shape[axis]
 
     def _rms(self, x):
         return ops.sqrt(self.sum_of_squares(x) / math.prod(x.shape))

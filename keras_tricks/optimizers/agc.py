@@ -14,7 +14,7 @@ from keras import ops
 from keras_tricks.optimizers._aggregated import ScalarVariable
 from keras_tricks.optimizers._arguments import check_number
 from keras_tricks.optimizers._exclude import Exclusion
-from keras_tricks.optimizers._norms import sums_of_squares
+from keras_tricks.optimizers._reductions import sum_over
 from keras_tricks.optimizers._unit_axes import unit_axes
 from keras_tricks.optimizers._wrapper import OptimizerWrapper
 
@@ -82,8 +82,8 @@ class AdaptiveGradientClipping(OptimizerWrapper):
             if axes is None:
                 clipped.append(g)
                 continue
-            weight_norm = ops.sqrt(sums_of_squares(ops.cast(v, g.dtype), axes, self.is_compiled))
-            norm = ops.sqrt(sums_of_squares(g, axes, self.is_compiled))
+            weight_norm = ops.sqrt(sum_over(ops.square(ops.cast(v, g.dtype)), axes, self.is_compiled))
+            norm = ops.sqrt(sum_over(ops.square(g), axes, self.is_compiled))
             limit = self.clipping * ops.maximum(weight_norm, self.epsilon)
             too_large = norm > limit
             clipped.append(g * ops.where(too_large, limit / ops.maximum(norm, 1e-6), 1.0))

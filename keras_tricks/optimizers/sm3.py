@@ -12,6 +12,7 @@ import keras
 from keras import ops
 
 from keras_tricks.optimizers._aggregated import AggregatedOptimizer, MovableNumber, arithmetic_dtype
+from keras_tricks.optimizers._reductions import maximum_over
 
 VARIANTS = ("I", "II")
 
@@ -88,9 +89,9 @@ class SM3(AggregatedOptimizer):
         squares = ops.square(g)
         if self.variant == "II":
             bound = _minimum(accumulators) + squares
-            accumulators = maxima(bound)
+            accumulators = self._maxima(bound)
         else:
-            accumulators = [a + m for a, m in zip(accumulators, maxima(squares), strict=True)]
+            accumulators = [a + m for a, m in zip(accumulators, self._maxima(squares), strict=True)]
             bound = _minimum(accumulators)
         for a, value in zip(self.accumulators[index], accumulators, strict=True):
             self.assign(a, value)
@@ -101,6 +102,17 @@ class SM3(AggregatedOptimizer):
             step = average + (step - average) * ops.cast(1 - self.momentum, dtype)
             self.assign(self.averages[index], step)
         self.assign(variable, w - ops.cast(learning_rate, dtype) * step)
+
+    def _maxima(self, x):
+        """The maxima of `x` over all axes but one, for each axis, with the others kept as 1; `[x]` for rank 0 and 1."""
+        rank = len(x.shape)
+        if rank <= 1:
+            return [x]
+        # One pass over the whole tensor for the last axis, one for all the others together, which are small after it.
+        last = maximum_over(x, range(rank - 1), self.is_compiled)
+        rest = maximum_over(x, [rank - 1], self.is_compiled)
+        others = [tuple(i for i in range(rank - 1) if i != axis) for axis in range(rank - 1)]
+        return [*(ops.max(rest, axis=axes, keepdims=True) for axes in others), last]
 
     def get_config(self):
         return {**super().get_config(), "momentum": float(self.momentum), "variant": self.variant}
@@ -118,15 +130,3 @@ def _minimum(accumulators):
     for a in accumulators[1:]:
         result = ops.minimum(result, a)
     return result
-
-
-def maxima(x):
-    """The maxima of `x` over all axes but one, for each axis, with the others kept as 1; `[x]` for rank 0 and 1."""
-    rank = len(x.shape)
-    if rank <= 1:
-        return [x]
-    # One pass over the whole tensor for the last axis, one for all the others together, which are small after it.
-    last = ops.max(x, axis=tuple(range(rank - 1)), keepdims=True)
-    rest = ops.max(x, axis=-1, keepdims=True)
-    others = [tuple(i for i in range(rank - 1) if i != axis) for axis in range(rank - 1)]
-    return [*(ops.max(rest, axis=axes, keepdims=True) for axes in others), last]

@@ -1,0 +1,65 @@
+"""Sums and maxima at the speed of memory, also under XLA.
+
+XLA on CPUs reduces numbers one after the other, each waiting for the last: 18 ms for the sum of 25 million, where
+reading them takes 5 ms. Folded first, so that pieces of an axis are combined with each other element by element, the
+same reduction is vectorised: 5 ms. Without XLA each fold would be a pass over memory of its own, and there is none.
+"""
+
+import functools
+import math
+
+import keras
+from keras import ops
+
+PIECES = 8
+
+# Below so many elements the pieces only cost time to compile.
+WORTH_FOLDING = 2**16
+
+
+def sum_of_squares(x, compiled=False):
+    """The sum of all squares of `x`, a scalar; `compiled` where XLA compiles it."""
+    if compiled or keras.backend.backend() != "tensorflow":
+        return reduced(ops.add, ops.sum, ops.reshape(ops.square(x), (-1,)), 0, compiled, keepdims=False)
+    import tensorflow as tf
+
+    return 2 * tf.nn.l2_loss(x)  # one kernel: no squares are written to memory
+
+
+def sum_over(x, axes, compiled=False):
+    """The sums of `x` over `axes`, which stay as axes of length 1."""
+    return _reduced_over(ops.add, ops.sum, x, axes, compiled)
+
+
+def maximum_over(x, axes, compiled=False):
+    """The maxima of `x` over `axes`, which stay as axes of length 1."""
+    return _reduced_over(ops.maximum, ops.max, x, axes, compiled)
+
+
+def _reduced_over(combine, reduce, x, axes, compiled):
+    axes = sorted(axes)
+    if len(axes) == 1:
+        return reduced(combine, reduce, x, axes[0], compiled)
+    if axes != list(range(axes[0], axes[-1] + 1)):
+        return reduce(x, axis=tuple(axes), keepdims=True)
+    # Neighbouring axes are one axis.
+    shape = tuple(x.shape)
+    merged = (*shape[: axes[0]], -1, *shape[axes[-1] + 1 :])
+    result = reduced(combine, reduce, ops.reshape(x, merged), axes[0], compiled)
+    return ops.reshape(result, tuple(1 if axis in axes else n for axis, n in enumerate(shape)))
+
+
+def reduced(combine, reduce, x, axis, compiled, keepdims=True):
+    """`reduce(x, axis)`, folded if XLA compiles it and it is large; `combine` is the same for two tensors."""
+    length = x.shape[axis] // PIECES
+    if not compiled or length < 2 or math.prod(x.shape) < WORTH_FOLDING:
+        return reduce(x, axis=axis, keepdims=keepdims)
+
+    def part(start, stop):
+        return x[(*(slice(None),) * axis, slice(start, stop))]
+
+    pieces = [part(i * length, (i + 1) * length) for i in range(PIECES)]
+    result = reduce(functools.reduce(combine, pieces), axis=axis, keepdims=keepdims)
+    if PIECES * length < x.shape[axis]:
+        result = combine(result, reduce(part(PIECES * length, x.shape[axis]), axis=axis, keepdims=keepdims))
+    return result
