@@ -11,10 +11,10 @@ import math
 import keras
 from keras import ops
 
-PIECES = 8
+PIECES = 4
 
 # Below so many elements the pieces only cost time to compile.
-WORTH_FOLDING = 2**16
+WORTH_FOLDING = 2**14
 
 
 def sum_of_squares(x, compiled=False):

@@ -45,6 +45,7 @@ class OptimizerWrapper(AggregatedOptimizer):
 
     def after_update(self, variables):
         """Acts on the variables after the inner optimizer's update."""
+        return None  # AutoGraph cannot read a body of only a docstring
 
     def build(self, variables):
         if self.built:

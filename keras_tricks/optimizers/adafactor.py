@@ -134,16 +134,20 @@ class Adafactor(AggregatedOptimizer):
         if self.has_momentum:
             self.averages = self.add_optimizer_variables(variables, "average_step")
 
+    def shared_numbers(self, dtype):
+        return {
+            "kept": 1 - ops.power(ops.cast(self.iterations + 1, dtype), self.beta_2_decay),
+            "new": ops.cast(1 - self.beta_1, dtype) if self.has_momentum else None,
+        }
+
     def update_step(self, gradient, variable, learning_rate):
         """Moves `variable` by one step; `gradient` is aggregated, averaged and clipped."""
         index = self.variable_index(variable)
         dtype = arithmetic_dtype(variable.dtype)
         g, w = ops.cast(gradient, dtype), ops.cast(variable, dtype)
         rate = ops.cast(learning_rate, dtype)
-        step = ops.cast(self.iterations + 1, dtype)
-        kept = 1 - ops.power(step, self.beta_2_decay)
 
-        u = g * self._inverse_root(index, ops.square(g) + self.epsilon_1, kept)
+        u = g * self._inverse_root(index, ops.square(g) + self.epsilon_1, self.shared[dtype]["kept"])
         scale = rate
         if self.scale_parameter:
             scale = scale * ops.maximum(self._rms(w), self.epsilon_2)
@@ -152,7 +156,7 @@ class Adafactor(AggregatedOptimizer):
         u = scale * u
         if self.has_momentum:
             average = ops.cast(self.averages[index], dtype)
-            u = average + (u - average) * ops.cast(1 - self.beta_1, dtype)
+            u = average + (u - average) * self.shared[dtype]["new"]
             self.assign(self.averages[index], u)
         if self.decays[index]:
             u = u + rate * self.decays[index] * w

@@ -96,6 +96,9 @@ class LARS(AggregatedOptimizer):
         if self.has_momentum:
             self.velocities = self.add_optimizer_variables(variables, "velocity")
 
+    def shared_numbers(self, dtype):
+        return {"momentum": ops.cast(self.momentum, dtype)}
+
     def update_step(self, gradient, variable, learning_rate):
         """Moves `variable` by one step; `gradient` is aggregated, averaged and clipped."""
         index = self.variable_index(variable)
@@ -109,7 +112,7 @@ class LARS(AggregatedOptimizer):
             scale = scale * self.trust_ratio(w, d)
         step = scale * d
         if self.has_momentum:
-            momentum = ops.cast(self.momentum, dtype)
+            momentum = self.shared[dtype]["momentum"]
             v = momentum * ops.cast(self.velocities[index], dtype) + step
             self.assign(self.velocities[index], v)
             step = momentum * v + step if self.nesterov else v

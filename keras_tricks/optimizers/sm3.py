@@ -80,6 +80,9 @@ class SM3(AggregatedOptimizer):
         if self.has_momentum:
             self.averages = self.add_optimizer_variables(variables, "average_step")
 
+    def shared_numbers(self, dtype):
+        return {"new": ops.cast(1 - self.momentum, dtype)}
+
     def update_step(self, gradient, variable, learning_rate):
         """Moves `variable` by one step; `gradient` is aggregated, averaged and clipped."""
         index = self.variable_index(variable)
@@ -99,7 +102,7 @@ class SM3(AggregatedOptimizer):
         step = ops.where(bound > 0, g * ops.rsqrt(ops.where(bound > 0, bound, 1.0)), 0.0)
         if self.has_momentum:
             average = ops.cast(self.averages[index], dtype)
-            step = average + (step - average) * ops.cast(1 - self.momentum, dtype)
+            step = average + (step - average) * self.shared[dtype]["new"]
             self.assign(self.averages[index], step)
         self.assign(variable, w - ops.cast(learning_rate, dtype) * step)
 

@@ -81,6 +81,14 @@ class Yogi(AggregatedOptimizer):
             initializer=keras.initializers.Constant(self.initial_accumulator_value),
         )
 
+    def shared_numbers(self, dtype):
+        step = self.iterations + 1
+        return {
+            "new": ops.cast(1 - self.beta_1, dtype),
+            "first_correction": ops.cast(1 / one_minus_power(self.beta_1, step), dtype),
+            "second_correction": ops.cast(1 / one_minus_power(self.beta_2, step), dtype),
+        }
+
     def update_step(self, gradient, variable, learning_rate):
         """Moves `variable` by one step; `gradient` is aggregated, averaged and clipped."""
         index = self.variable_index(variable)
@@ -88,15 +96,14 @@ class Yogi(AggregatedOptimizer):
         g, w = ops.cast(gradient, dtype), ops.cast(variable, dtype)
         m, v = ops.cast(self.first_moments[index], dtype), ops.cast(self.second_moments[index], dtype)
 
-        m = m + (g - m) * ops.cast(1 - self.beta_1, dtype)
+        shared = self.shared[dtype]
+        m = m + (g - m) * shared["new"]
         squares = ops.square(g)
         v = v - (1 - self.beta_2) * ops.sign(v - squares) * squares
         self.assign(self.first_moments[index], m)
         self.assign(self.second_moments[index], v)
 
-        step = self.iterations + 1
-        m = m * ops.cast(1 / one_minus_power(self.beta_1, step), dtype)
-        v = v * ops.cast(1 / one_minus_power(self.beta_2, step), dtype)
+        m, v = m * shared["first_correction"], v * shared["second_correction"]
         self.assign(variable, w - ops.cast(learning_rate, dtype) * m / (ops.sqrt(v) + self.epsilon))
 
     def get_config(self):
