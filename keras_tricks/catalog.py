@@ -7,6 +7,8 @@ trick that is registered here is listed, documented and tested.
 import collections.abc
 import dataclasses
 
+import keras
+
 import keras_tricks as kt
 
 
@@ -62,6 +64,75 @@ TRICKS = (
         "You et al., 2020, arXiv:1904.00962",
         "LAMB",
         make=lambda **kwargs: kt.LAMB(0.01, weight_decay=0.01, **kwargs),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.optimizers.LARS,
+        "optimizer",
+        "Momentum SGD with a rate for each layer, for batches of thousands.",
+        "You et al., 2017, arXiv:1708.03888",
+        "LARS",
+        make=lambda **kwargs: kt.LARS(0.5, trust_coefficient=0.1, weight_decay=0.01, **kwargs),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.optimizers.Adafactor,
+        "optimizer",
+        "Adam-like steps with 1 % of the state: second moments from row and column means.",
+        "Shazeer and Stern, 2018, arXiv:1804.04235",
+        "Adafactor",
+        make=lambda **kwargs: kt.Adafactor(
+            0.01, beta_1=0.9, scale_parameter=False, min_dim_size_to_factor=3, weight_decay=0.01, **kwargs
+        ),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.optimizers.SM3,
+        "optimizer",
+        "Adagrad with one number a row and column instead of one an element.",
+        "Anil et al., 2019, arXiv:1901.11150",
+        "SM3",
+        make=lambda **kwargs: kt.SM3(0.05, **kwargs),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.optimizers.Yogi,
+        "optimizer",
+        "Adam that does not forget a burst of large gradients.",
+        "Zaheer et al., 2018",
+        "Yogi",
+        make=lambda **kwargs: kt.Yogi(0.01, **kwargs),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.optimizers.Lookahead,
+        "optimizer",
+        "Slow weights that follow any optimizer and pull its weights back.",
+        "Zhang et al., 2019, arXiv:1907.08610",
+        "Lookahead",
+        make=lambda **kwargs: kt.Lookahead(keras.optimizers.AdamW(0.02, **kwargs), sync_period=2),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.optimizers.AdaptiveGradientClipping,
+        "optimizer",
+        "Clips each unit's gradient in proportion to its weights, around any optimizer.",
+        "Brock et al., 2021, arXiv:2102.06171",
+        "AdaptiveGradientClipping",
+        make=lambda **kwargs: kt.AdaptiveGradientClipping(
+            keras.optimizers.SGD(0.1, momentum=0.9, **kwargs), 0.1, epsilon=0.1
+        ),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.optimizers.GradientAccumulation,
+        "optimizer",
+        "One step for the mean gradient of several batches, around any optimizer.",
+        "-",
+        "GradientAccumulation",
+        make=lambda gradient_accumulation_steps=1, **kwargs: kt.GradientAccumulation(
+            keras.optimizers.Adam(0.01, **kwargs), steps=gradient_accumulation_steps
+        ),
         works_with=EVERYTHING,
     ),
     Trick(

@@ -12,7 +12,7 @@ import contextlib
 import keras
 from keras import ops
 
-from keras_tricks.callbacks._innermost import innermost_optimizer
+from keras_tricks.callbacks._innermost import innermost_optimizer, stepping_optimizer
 
 
 class CyclicLR(keras.callbacks.Callback):
@@ -64,17 +64,11 @@ class CyclicLR(keras.callbacks.Callback):
             )
         if self.momentum is not None:
             self._momentum_name = _momentum_name(optimizer)
-            self._constant = getattr(optimizer, self._momentum_name)
-            with _scope_of(self.model):
-                variable = keras.Variable(
-                    self._constant, dtype="float32", trainable=False, aggregation="only_first_replica", name="momentum"
-                )
-            setattr(optimizer, self._momentum_name, _MovingNumber(self._constant, variable))
-            plain_get_config = optimizer.get_config
-            optimizer.get_config = lambda: {**plain_get_config(), self._momentum_name: self._constant}
+            self._take_over_momentum(optimizer)
         self.optimizer = optimizer
-        self._plain_apply = optimizer.apply
-        optimizer.apply = self._apply
+        self._stepping = stepping_optimizer(self.model.optimizer)
+        self._plain_apply = self._stepping.apply
+        self._stepping.apply = self._apply
         self.model.make_train_function(force=True)  # it may have been traced without the callback
 
     def on_epoch_end(self, epoch, logs=None):
@@ -89,20 +83,35 @@ class CyclicLR(keras.callbacks.Callback):
         self._release()
         self.model.make_train_function(force=True)
 
+    def _take_over_momentum(self, optimizer):
+        momentum = getattr(optimizer, self._momentum_name)
+        self._constant = float(ops.convert_to_numpy(momentum))
+        if isinstance(momentum, keras.Variable):  # the optimizers of this package keep it so
+            self._momentum_variable = momentum
+            return
+        with _scope_of(self.model):
+            self._momentum_variable = keras.Variable(
+                self._constant, dtype="float32", trainable=False, aggregation="only_first_replica", name="momentum"
+            )
+        setattr(optimizer, self._momentum_name, _MovingNumber(self._constant, self._momentum_variable))
+        plain_get_config = optimizer.get_config
+        optimizer.get_config = lambda: {**plain_get_config(), self._momentum_name: self._constant}
+
     def _apply(self, grads, trainable_variables=None):
         # Traced into the compiled step.
         optimizer = self.optimizer
         optimizer.learning_rate.assign(self.schedule(optimizer.iterations))
         if self.momentum is not None:
-            getattr(optimizer, self._momentum_name).variable.assign(self.momentum(optimizer.iterations))
+            self._momentum_variable.assign(self.momentum(optimizer.iterations))
         return self._plain_apply(grads, trainable_variables)
 
     def _release(self):
         if self.optimizer is None:
             return
-        del self.optimizer.apply
+        del self._stepping.apply
         if self.momentum is not None:
-            del self.optimizer.get_config
+            if "get_config" in vars(self.optimizer):
+                del self.optimizer.get_config
             setattr(self.optimizer, self._momentum_name, self._constant)
         self.optimizer = None
 
@@ -188,7 +197,7 @@ def _scope_of(model):
 def _momentum_name(optimizer):
     for name in ("momentum", "beta_1"):
         value = getattr(optimizer, name, None)
-        if isinstance(value, float) and value:
+        if isinstance(value, (float, keras.Variable)) and float(ops.convert_to_numpy(value)):
             return name
     raise ValueError(
         f"CyclicLR: the optimizer {optimizer.name!r} has no `momentum` or `beta_1` to move, or it is 0, where the "

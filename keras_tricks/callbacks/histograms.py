@@ -19,7 +19,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_tricks.callbacks._innermost import innermost_optimizer
+from keras_tricks.callbacks._innermost import accumulation_steps, innermost_optimizer
 
 KINDS = ("weights", "gradients", "updates")
 
@@ -133,7 +133,7 @@ class Histograms(keras.callbacks.Callback):
         self._batches = self._batches_before_epoch + batch + 1
         if self.every == "epoch":
             return
-        windows = self._batches // (self.every * (self._optimizer.gradient_accumulation_steps or 1))
+        windows = self._batches // (self.every * accumulation_steps(self.model.optimizer))
         if windows > self._windows:
             self._windows = windows
             self._write()

@@ -149,7 +149,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         self.decays = [0.0 if out else float(self.weight_decay or 0.0) for out in excluded]
         super().build(variables)
         self._guards_against_overflow = (
-            _number_of_replicas() > 1
+            number_of_replicas() > 1
             and keras.config.dtype_policy().name == "mixed_float16"
             and not self.finite_check_is_done
         )
@@ -473,7 +473,8 @@ def _check_keywords(optimizer, kwargs):
             check_count(name, kwargs[name])
 
 
-def _number_of_replicas():
+def number_of_replicas():
+    """Number of replicas of the strategy in whose scope or replica this is called."""
     if keras.backend.backend() != "tensorflow":
         return 1
     import tensorflow as tf

@@ -7,8 +7,12 @@ Micikevicius et al., 2018, arXiv:1710.03740. `keras.optimizers.LossScaleOptimize
 infinity on another one reaches the weights.
 """
 
+import warnings
+
 import keras
 from keras import ops
+
+from keras_tricks.optimizers._aggregated import AggregatedOptimizer, number_of_replicas
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
@@ -52,6 +56,29 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             )
         super().__init__(inner_optimizer, initial_scale, dynamic_growth_steps, **kwargs)
         inner_optimizer.finite_check_is_done = True
+
+    def build(self, var_list):
+        if number_of_replicas() > 1 and not isinstance(self.inner_optimizer, AggregatedOptimizer):
+            self._refuse_what_fails_on_replicas()
+        super().build(var_list)
+
+    def _refuse_what_fails_on_replicas(self):
+        inner = self.inner_optimizer
+        name = type(inner).__name__
+        if inner.gradient_accumulation_steps:
+            raise ValueError(
+                f"{name}(gradient_accumulation_steps={inner.gradient_accumulation_steps}) fails in Keras on several "
+                "replicas. Accumulate around it: LossScaleOptimizer(keras_tricks.GradientAccumulation("
+                f"{name}(...), steps={inner.gradient_accumulation_steps}))."
+            )
+        for keyword in ("clipnorm", "global_clipnorm", "clipvalue"):
+            if getattr(inner, keyword, None):
+                warnings.warn(
+                    f"On several replicas Keras applies {name}'s `{keyword}` to the gradients of each of them, before "
+                    "they are aggregated. For the result of one device, wrap it: LossScaleOptimizer("
+                    f"keras_tricks.GradientAccumulation({name}(..., {keyword}={getattr(inner, keyword)}), steps=1)).",
+                    stacklevel=2,
+                )
 
     def check_finite(self, grads):
         """True where the gradients of all replicas are finite."""
