@@ -85,10 +85,11 @@ class CyclicLR(keras.callbacks.Callback):
 
     def _take_over_momentum(self, optimizer):
         momentum = getattr(optimizer, self._momentum_name)
-        self._constant = float(ops.convert_to_numpy(momentum))
         if isinstance(momentum, keras.Variable):  # the optimizers of this package keep it so
+            self._constant = momentum.given
             self._momentum_variable = momentum
             return
+        self._constant = momentum
         with _scope_of(self.model):
             self._momentum_variable = keras.Variable(
                 self._constant, dtype="float32", trainable=False, aggregation="only_first_replica", name="momentum"

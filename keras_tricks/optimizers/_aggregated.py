@@ -77,7 +77,11 @@ class ScalarVariable(keras.Variable):
 
 
 class MovableNumber:
-    """A hyper-parameter of an optimizer in a variable: setting it, as callbacks do, acts on a compiled step."""
+    """A hyper-parameter of an optimizer in a variable: setting it, as callbacks do, acts on a compiled step.
+
+    The number that was set last is the variable's `given`, and goes into the config; a schedule that moves the variable
+    itself, with `assign`, leaves it as it was.
+    """
 
     def __set_name__(self, owner, name):
         self.name = name
@@ -94,6 +98,7 @@ class MovableNumber:
         check_number(self.name, value, at_least=0, below=1)
         if f"_{self.name}" in vars(optimizer):
             vars(optimizer)[f"_{self.name}"].assign(value)
+            vars(optimizer)[f"_{self.name}"].given = float(value)
             return
         # Wide enough to be the number that was given also where weights are float64.
         dtype = "float64" if keras.backend.backend() == "tensorflow" else "float32"
@@ -101,6 +106,7 @@ class MovableNumber:
             variable = ScalarVariable(
                 value, dtype=dtype, trainable=False, aggregation="only_first_replica", name=self.name
             )
+        variable.given = float(value)
         optimizer._track_variable(variable)
         vars(optimizer)[f"_{self.name}"] = variable
 
@@ -444,7 +450,9 @@ def _decay(rule, variables, learning_rate):
         rule._apply_weight_decay(variables)
         return
     else:
-        decays = [rule.weight_decay if rule.weight_decay and rule._use_weight_decay(v) else 0.0 for v in variables]
+        # Keras' patterns meet the variable of the backend; in TensorFlow its name is the whole path.
+        natives = [v.value if keras.backend.backend() == "tensorflow" else v for v in variables]
+        decays = [rule.weight_decay if rule.weight_decay and rule._use_weight_decay(v) else 0.0 for v in natives]
     for v, decay in zip(variables, decays, strict=True):
         if decay:
             dtype = arithmetic_dtype(v.dtype)

@@ -12,13 +12,31 @@ from keras_tricks.optimizers._aggregated import (
 )
 
 
+class _OfInner:
+    """An attribute that is that of the wrapped optimizer."""
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, wrapper, owner=None):
+        return self if wrapper is None else getattr(wrapper.inner_optimizer, self.name)
+
+    def __set__(self, wrapper, value):
+        if not hasattr(wrapper.inner_optimizer, self.name):
+            raise AttributeError(f"{type(wrapper.inner_optimizer).__name__} has no `{self.name}` to set.")
+        setattr(wrapper.inner_optimizer, self.name, value)
+
+
 class OptimizerWrapper(AggregatedOptimizer):
     """An optimizer that acts before and after the update of `inner_optimizer`, any Keras optimizer or wrapper.
 
-    Learning rate, step count, loss scale and hyper-parameters are those of the inner optimizer. However wrappers are
-    nested, a step is: aggregate, accumulate, `before_update` from the outside in, clip, decay, update, `after_update`
-    from the inside out, constraints, moving average.
+    Learning rate, step count, loss scale, `momentum` and `beta_1` are those of the inner optimizer. However wrappers
+    are nested, a step is: aggregate, accumulate, `before_update` from the outside in, clip, decay, update,
+    `after_update` from the inside out, constraints, moving average.
     """
+
+    momentum = _OfInner()
+    beta_1 = _OfInner()
 
     def __init__(self, optimizer, name=None, gradient_accumulation_steps=None, jit_compile="auto", **kwargs):
         kind = type(self).__name__
@@ -37,6 +55,8 @@ class OptimizerWrapper(AggregatedOptimizer):
             **kwargs,
         )
         self.inner_optimizer = optimizer
+        if isinstance(optimizer, AggregatedOptimizer):
+            optimizer.finite_check_is_done = True  # the outermost takes the steps, and checks
         make_readable(optimizer)
 
     def before_update(self, grads, variables):
@@ -46,6 +66,10 @@ class OptimizerWrapper(AggregatedOptimizer):
     def after_update(self, variables):
         """Acts on the variables after the inner optimizer's update."""
         return None  # AutoGraph cannot read a body of only a docstring
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        """Keras' method, of the wrapped optimizer."""
+        self.inner_optimizer.exclude_from_weight_decay(var_list=var_list, var_names=var_names)
 
     def build(self, variables):
         if self.built:

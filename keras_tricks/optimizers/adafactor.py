@@ -5,8 +5,9 @@
     u  = g / sqrt(R C / mean(R))                u <- u / max(1, RMS(u) / clip_threshold)
     w <- w - rate · max(epsilon_2, RMS(w)) · u          rate: min(0.01, 1/sqrt(t)) or learning_rate
 
-Shazeer and Stern, 2018, arXiv:1804.04235. Equals `optax.adafactor` and mesh-tensorflow. `keras.optimizers.Adafactor`
-keeps a full-size second moment beside R and C, and always caps the rate at 1/sqrt(t).
+Shazeer and Stern, 2018, arXiv:1804.04235. Equals mesh-tensorflow with parameter scaling, and `optax.adafactor` with a
+learning rate and without decay (optax does not multiply the decay by the rate, and has no relative step).
+`keras.optimizers.Adafactor` keeps a full-size second moment beside R and C, and always caps the rate at 1/sqrt(t).
 """
 
 import math
@@ -185,7 +186,7 @@ class Adafactor(AggregatedOptimizer):
         return {
             **super().get_config(),
             **({"learning_rate": None} if self.relative_step else {}),
-            "beta_1": float(self.beta_1) if self.has_momentum else None,
+            "beta_1": self.beta_1.given if self.has_momentum else None,
             "beta_2_decay": self.beta_2_decay,
             "epsilon_1": self.epsilon_1,
             "epsilon_2": self.epsilon_2,

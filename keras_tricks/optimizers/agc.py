@@ -3,7 +3,7 @@
     limit = clipping · max(‖w‖, epsilon)          g <- g · limit / ‖g‖  where ‖g‖ > limit          (norms of one unit)
 
 Brock, De, Smith, Simonyan, 2021, arXiv:2102.06171, section 4. Equals `optax.adaptive_grad_clip` for dense and
-convolution kernels. Keras' other layouts (depthwise, transposed, embedding, attention) have their units elsewhere.
+2D convolution kernels. Keras' other layouts (depthwise, transposed, embedding, attention) have their units elsewhere.
 """
 
 import math
@@ -32,8 +32,8 @@ class AdaptiveGradientClipping(OptimizerWrapper):
 
     Args:
         optimizer: Any Keras optimizer or wrapper.
-        clipping: Largest norm of a gradient in relation to the weights. Defaults to `0.01`, for batches of about 4096;
-            0.02 to 0.16 for smaller ones.
+        clipping: Largest norm of a gradient in relation to the weights. Defaults to `0.01`, the paper's
+            value for batches of 4096.
         epsilon: Least norm of the weights, so that units that begin at zero can move. Defaults to `1e-3`.
         exclude: `None` or `[]` for no exclusions, or a list of regular expressions on variable paths, layers or
             variables. Exclude the kernel of the classifier, as the paper does.

@@ -31,7 +31,7 @@ class LAMB(AggregatedOptimizer):
     Args:
         learning_rate: A number, a `LearningRateSchedule` (evaluated at optimizer steps), or a callable without
             arguments. Defaults to `1e-3`. Scale it with the square root of the batch size, and warm up.
-        beta_1: Decay rate of the first moment, in [0, 1). Defaults to `0.9`.
+        beta_1: Decay rate of the first moment, in [0, 1). It can be set while training. Defaults to `0.9`.
         beta_2: Decay rate of the second moment, in [0, 1). Defaults to `0.999`.
         epsilon: Added to the root of the second moment. Defaults to `1e-6`.
         weight_decay: Coefficient of `w` in `u`. Defaults to `0.0`.
@@ -41,8 +41,9 @@ class LAMB(AggregatedOptimizer):
         trust_ratio_clip: `None`, an upper bound, or a pair `(low, high)` for the ratio. Defaults to `None`.
         bias_correction: Whether to divide the moments by `1 - beta^t`. Defaults to `True`.
         **kwargs: Keras' keywords for every optimizer (`clipnorm`, `global_clipnorm`, `clipvalue`, `use_ema`,
-            `ema_momentum`, `gradient_accumulation_steps`, `loss_scale_factor`, `name`). They act on gradients that are
-            aggregated over replicas, and count optimizer steps.
+            `ema_momentum`, `gradient_accumulation_steps`, `loss_scale_factor`, `name`), which act on gradients that are
+            aggregated over replicas and count optimizer steps; and `jit_compile`: whether XLA compiles the step where
+            the model is not compiled, `"auto"` by default.
 
     Raises:
         ValueError: For values out of range, and at build for a pattern that matches no variable.
@@ -140,7 +141,7 @@ class LAMB(AggregatedOptimizer):
     def get_config(self):
         return {
             **super().get_config(),
-            "beta_1": float(self.beta_1),
+            "beta_1": self.beta_1.given,
             "beta_2": self.beta_2,
             "epsilon": self.epsilon,
             "exclude_from_layer_adaptation": self.adaptation_exclusions.to_config(),

@@ -4,8 +4,8 @@
     s <- learning_rate · trust_coefficient · ‖w‖ / (‖d‖ + epsilon) · d          (ratio 1 where a norm is 0)
     v <- momentum · v + s           w <- w - v      (nesterov: w <- w - momentum · v - s)
 
-You et al., 2017, arXiv:1708.03888. Equals `optax.lars`. The paper divides by ‖g‖ + weight_decay · ‖w‖ instead of ‖d‖,
-which is never smaller.
+You et al., 2017, arXiv:1708.03888. Equals `optax.lars` when nothing is excluded. The paper divides by
+‖g‖ + weight_decay · ‖w‖ instead of ‖d‖, which is never smaller.
 """
 
 import keras
@@ -129,7 +129,7 @@ class LARS(AggregatedOptimizer):
     def get_config(self):
         return {
             **super().get_config(),
-            "momentum": float(self.momentum),
+            "momentum": self.momentum.given,
             "nesterov": self.nesterov,
             "trust_coefficient": self.trust_coefficient,
             "epsilon": self.epsilon,

@@ -55,7 +55,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 f"`dynamic_growth_steps` must be at least 1. Received: dynamic_growth_steps={dynamic_growth_steps}"
             )
         super().__init__(inner_optimizer, initial_scale, dynamic_growth_steps, **kwargs)
-        inner_optimizer.finite_check_is_done = True
+        inner_optimizer.finite_check_is_done = True  # gradients that reach it are finite on every replica
 
     def build(self, var_list):
         if number_of_replicas() > 1 and not isinstance(self.inner_optimizer, AggregatedOptimizer):

@@ -118,7 +118,7 @@ class SM3(AggregatedOptimizer):
         return [*(ops.max(rest, axis=axes, keepdims=True) for axes in others), last]
 
     def get_config(self):
-        return {**super().get_config(), "momentum": float(self.momentum), "variant": self.variant}
+        return {**super().get_config(), "momentum": self.momentum.given, "variant": self.variant}
 
 
 def _covers(shape):

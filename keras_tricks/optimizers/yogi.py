@@ -109,7 +109,7 @@ class Yogi(AggregatedOptimizer):
     def get_config(self):
         return {
             **super().get_config(),
-            "beta_1": float(self.beta_1),
+            "beta_1": self.beta_1.given,
             "beta_2": self.beta_2,
             "epsilon": self.epsilon,
             "initial_accumulator_value": self.initial_accumulator_value,

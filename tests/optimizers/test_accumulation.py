@@ -163,6 +163,49 @@ def test_hyper_parameters_are_those_of_the_wrapped_optimizer(replicas):
         assert inner.loss_scale_factor is None  # or gradients would be unscaled twice
 
 
+def test_layer_names_exclude_from_decay_as_in_keras_itself():
+    def train(wrap):
+        optimizer = K.SGD(0.1, weight_decay=0.5)
+        optimizer = wrap(optimizer)
+        optimizer.exclude_from_weight_decay(var_names=["dense"])
+        return runs.train(lambda: optimizer, epochs=1)
+
+    plain, wrapped = train(lambda o: o), train(lambda o: kt.GradientAccumulation(o, 1))
+    runs.assert_same_weights(plain, wrapped, 2e-5)
+
+
+def test_momentum_and_beta_1_are_those_of_the_wrapped_optimizer():
+    optimizer = kt.Lookahead(kt.GradientAccumulation(kt.LAMB(beta_1=0.8), 2))
+    optimizer.beta_1 = 0.5
+    assert float(optimizer.inner_optimizer.inner_optimizer.beta_1) == 0.5
+    assert not hasattr(optimizer, "momentum")
+    with pytest.raises(AttributeError, match="has no `momentum` to set"):
+        optimizer.momentum = 0.5
+
+
+def test_loss_scaling_around_nested_wrappers_raises_no_false_alarm():
+    run = runs.train(
+        lambda: kt.LossScaleOptimizer(kt.Lookahead(kt.GradientAccumulation(kt.LAMB(0.01), 2))),
+        replicas=2,
+        precision="mixed_float16",
+    )
+    assert all(np.isfinite(w).all() for w in run.weights)
+
+
+def test_callbacks_see_through_the_wrappers():
+    schedule = kt.schedules.CyclicalLearningRate(0.001, 0.05, step_size=2)
+    make = lambda: kt.GradientAccumulation(kt.AdaptiveGradientClipping(K.SGD(0.1, momentum=0.9), 0.1), 2)  # noqa: E731
+    histograms = kt.callbacks.Histograms(every=1)
+    cycle = kt.callbacks.CyclicLR(schedule, momentum=(0.9, 0.3))
+    run = runs.train(make, replicas=2, callbacks=[cycle, histograms])
+    eager = runs.train(make, "eager", callbacks=[kt.callbacks.CyclicLR(schedule, momentum=(0.9, 0.3))])
+    fixed = runs.train(make, replicas=2)
+    runs.assert_same_weights(run, eager, 2e-5)
+    assert np.abs(run.weights[0] - fixed.weights[0]).max() > 1e-3
+    of_kernel = [r for r in histograms.history if r["path"] == run.model.layers[0].kernel.path]
+    assert [r["step"] for r in of_kernel if r["what"] == "gradients"] == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("attribute", ["momentum", "beta_1"])
 def test_a_callback_can_move_momentum_in_a_compiled_fit(attribute):
     make = {"momentum": lambda m: kt.LARS(0.5, momentum=m), "beta_1": lambda m: kt.LAMB(0.05, beta_1=m)}[attribute]
