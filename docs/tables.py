@@ -33,6 +33,41 @@ def speed():
     return "\n".join(lines) + "\n"
 
 
+OPTIMIZERS = ROOT / "benchmarks" / "results" / "optimizers.csv"
+
+
+def optimizers():
+    """The rows of the last run of `benchmarks/optimizers.py`, a table for each set of variables."""
+    with OPTIMIZERS.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    run = rows[-1]
+    stack = ("date", "python", "keras", "tensorflow", "jax", "optax", "torch", "cores", "gpus")
+    last = {(row["shapes"], row["variant"], row["mode"]): row for row in rows if all(row[k] == run[k] for k in stack)}
+    libraries = [f"{name} {run[name]}" for name in ("jax", "optax", "torch") if run[name]]
+    shares = [float(row["cpu_share_of_others"]) for row in last.values() if row["cpu_share_of_others"]]
+    lines = [
+        f"{run['date']}, Python {run['python']}, Keras {run['keras']}, TensorFlow {run['tensorflow']}, "
+        f"{''.join(f'{library}, ' for library in libraries)}{run['cores']} CPU cores, {run['gpus']} GPUs"
+        + (f"; other processes took up to {max(shares):.0%} of the cores:" if shares else ":")
+    ]
+    for shapes in dict.fromkeys(shapes for shapes, _, _ in last):
+        lines += [
+            f"\n`{shapes}`:\n",
+            "| optimizer | graph ms | graph / Adam | XLA ms | XLA / Adam | over the floor | state / parameters |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for variant in dict.fromkeys(variant for s, variant, _ in last if s == shapes):
+            modes = {mode: row for (s, v, mode), row in last.items() if (s, v) == (shapes, variant)}
+            graph, xla = modes.get("graph", modes.get("eager")), modes.get("xla")
+            cells = [row[k] if row else "" for row in (graph, xla) for k in ("ms", "ratio_to_adam")]
+            best = min(modes.values(), key=lambda row: float(row["ratio_to_floor"]))
+            cells += [best["ratio_to_floor"], best["state_bytes_a_parameter_byte"]]
+            lines.append(f"| {' | '.join([variant, *cells])} |")
+    return "\n".join(lines) + "\n"
+
+
 put("README.md", "tricks", catalog.markdown_table("docs/tricks/"))
 put("docs/index.md", "tricks", catalog.markdown_table("tricks/"))
 put("docs/benchmarks.md", "speed", speed())
+if OPTIMIZERS.exists():
+    put("docs/benchmarks.md", "optimizers", optimizers())

@@ -16,6 +16,9 @@ from keras_tricks.optimizers._reductions import maximum_over
 
 VARIANTS = ("I", "II")
 
+# Where a bound is 0, so is the gradient: any positive number in its place makes 0/0 the 0 that it is meant to be.
+SMALLEST = 1.2e-38
+
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
 class SM3(AggregatedOptimizer):
@@ -99,7 +102,7 @@ class SM3(AggregatedOptimizer):
         for a, value in zip(self.accumulators[index], accumulators, strict=True):
             self.assign(a, value)
 
-        step = ops.where(bound > 0, g * ops.rsqrt(ops.where(bound > 0, bound, 1.0)), 0.0)
+        step = g * ops.rsqrt(ops.maximum(bound, SMALLEST))
         if self.has_momentum:
             average = ops.cast(self.averages[index], dtype)
             step = average + (step - average) * self.shared[dtype]["new"]

@@ -103,8 +103,8 @@ class Yogi(AggregatedOptimizer):
         self.assign(self.first_moments[index], m)
         self.assign(self.second_moments[index], v)
 
-        m, v = m * shared["first_correction"], v * shared["second_correction"]
-        self.assign(variable, w - ops.cast(learning_rate, dtype) * m / (ops.sqrt(v) + self.epsilon))
+        scale = ops.cast(learning_rate, dtype) * shared["first_correction"]
+        self.assign(variable, w - scale * m / (ops.sqrt(shared["second_correction"] * v) + self.epsilon))
 
     def get_config(self):
         return {
