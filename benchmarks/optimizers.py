@@ -19,7 +19,6 @@ import functools
 import gc
 import importlib.metadata
 import importlib.util
-import math
 import os
 import pathlib
 import platform
@@ -115,12 +114,12 @@ TORCH = {
 }
 
 
-# Each of these three returns a function that takes one step, and the bytes of the optimizer's state.
+# Each of these three returns a function that takes one step, the bytes of the optimizer's state, and a function that
+# frees the memory.
 
 
 def keras_step(make, mode, weights, gradients):
     variables = [keras.Variable(w) for w in weights]
-    gradients = [tf.constant(g) for g in gradients]
     optimizer = make()
     optimizer.build(variables)
 
@@ -132,7 +131,13 @@ def keras_step(make, mode, weights, gradients):
         step()
         tf.test.experimental.sync_devices()
 
-    return run, kt.state_bytes(optimizer)
+    def free():
+        # TensorFlow keeps handles of variables that nothing refers to any more, so they are left empty.
+        for v in (*variables, *optimizer.variables):
+            handle = v.value.handle
+            tf.raw_ops.AssignVariableOp(resource=handle, value=tf.zeros([0], v.value.dtype), validate_shape=False)
+
+    return run, kt.state_bytes(optimizer), free
 
 
 def optax_step(make, mode, weights, gradients):
@@ -140,7 +145,7 @@ def optax_step(make, mode, weights, gradients):
     import optax
 
     rule = make(optax)
-    gradients = [jax.numpy.array(g) for g in gradients]
+    gradients = [jax.numpy.array(g.numpy()) for g in gradients]
     parameters = [jax.numpy.array(w) for w in weights]
     held = [parameters, rule.init(parameters)]
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(held[1]))
@@ -154,7 +159,7 @@ def optax_step(make, mode, weights, gradients):
         held[:] = step(*held, gradients)
         jax.block_until_ready(held)
 
-    return run, size
+    return run, size, jax.clear_caches
 
 
 def torch_step(make, mode, weights, gradients):
@@ -163,11 +168,12 @@ def torch_step(make, mode, weights, gradients):
     torch.set_num_threads(os.cpu_count())
     parameters = [torch.nn.Parameter(torch.tensor(w)) for w in weights]
     for parameter, g in zip(parameters, gradients, strict=True):
-        parameter.grad = torch.tensor(g)
+        parameter.grad = torch.tensor(g.numpy())
     optimizer = make(torch.optim, parameters)
     optimizer.step()  # makes the state
     state = (value for slots in optimizer.state.values() for value in slots.values())
-    return optimizer.step, sum(value.nbytes for value in state if torch.is_tensor(value))
+    size = sum(value.nbytes for value in state if torch.is_tensor(value))
+    return optimizer.step, size, lambda: optimizer.param_groups.clear()
 
 
 # What is needed, the modes, how to make a step, and the variants.
@@ -232,34 +238,34 @@ def share_of_others(before, after):
 
 
 def built(build, weights, gradients):
-    """A step, the bytes of the optimizer's state, and the seconds of the first two calls, which trace and compile."""
-    step, size = build(weights, gradients)
+    """What `build` returns, and the seconds of the first two calls, which trace and compile."""
+    step, size, free = build(weights, gradients)
     start = time.perf_counter()
     step()
     step()
-    return step, size, time.perf_counter() - start
+    return step, size, free, time.perf_counter() - start
 
 
-def results(shapes, mode, variants, rounds):
-    """The figures of each of the mode's variants, on variables of these shapes; a generator of dictionaries."""
-    random = np.random.default_rng(0)
-    weights = [random.standard_normal(s, dtype="float32") for s in shapes]
-    gradients = [random.standard_normal(s, dtype="float32") for s in shapes]
-    parameters = sum(math.prod(s) for s in shapes)
-    add, moved = pass_over_memory()
+def results(weights, gradients, memory, mode, variants, rounds):
+    """The figures of each of the mode's variants; a generator of dictionaries."""
+    parameters = sum(w.size for w in weights)
+    add, moved = memory
     # torch's mode has no Adam of Keras: it is set beside the graph.
     reference_build = functools.partial(keras_step, adam, "graph" if mode == "eager" else mode)
     reference = built(reference_build, weights, gradients)
     for name, floor, build in variants:
         try:
-            step, size, compiling = reference if name == REFERENCE else built(build, weights, gradients)
+            step, size, free, compiling = reference if name == REFERENCE else built(build, weights, gradients)
         except RuntimeError as error:  # torch: no fused step on this machine
             if "fused" not in name:
                 raise
             print(f"Skipped: {name}, {error}")
             continue
         before = cpu_seconds()
-        seconds = measure({"memory": add, "reference": reference[0], "variant": step}, rounds)
+        # A pass over memory before both, so that both find the caches without what is theirs. The one that counts comes
+        # after the reference: threads that spin for a while after a step of torch would slow down the other.
+        turns = {"empty the caches": add, "reference": reference[0], "memory": add, "variant": step}
+        seconds = measure(turns, rounds)
         others = share_of_others(before, cpu_seconds())
         bandwidth = moved / seconds["memory"]
         yield {
@@ -272,8 +278,11 @@ def results(shapes, mode, variants, rounds):
             "bandwidth_gb_s": f"{bandwidth / 1e9:.1f}",
             "cpu_share_of_others": "" if others is None else f"{others:.2f}",
         }
-        step = None
-        gc.collect()  # with its variables
+        if name != REFERENCE:
+            free()
+        step = free = None
+        gc.collect()
+    reference[2]()
 
 
 def version(package):
@@ -339,11 +348,15 @@ def main():
     }
     table = rich.table.Table("", *titles.values())
     disturbed = 0
+    memory = pass_over_memory()
     for shapes in options.shapes:
+        random = np.random.default_rng(0)
+        weights = [random.standard_normal(s, dtype="float32") for s in SHAPES[shapes]]
+        gradients = [tf.constant(random.standard_normal(s, dtype="float32")) for s in SHAPES[shapes]]
         for mode, variants in options.variants.items():
             if not variants:
                 continue
-            for result in results(SHAPES[shapes], mode, variants, options.rounds):
+            for result in results(weights, gradients, memory, mode, variants, options.rounds):
                 print(f"{shapes}, {mode}, {result['variant']}: {result['ms']} ms", flush=True)
                 append({**stack, "shapes": shapes, "mode": mode, **result})
                 table.add_row(f"{shapes}, {mode}", *(result[c] for c in titles))

@@ -31,7 +31,7 @@ def test_config_round_trip(make):
 
 def test_the_result_is_the_same_eager_compiled_under_xla_and_on_two_replicas(make):
     plain = runs.train(make, epochs=1)
-    for mode, replicas in (("eager", 1), ("xla", 1), ("eager", 2), ("graph", 2)):  # XLA on two: the next test
+    for mode, replicas in (("eager", 1), ("xla", 1), ("graph", 2)):  # XLA on two: the next tests
         runs.assert_same_weights(plain, runs.train(make, mode, replicas, epochs=1), 2e-5)
 
 
@@ -41,21 +41,19 @@ def test_the_step_alone_under_xla_gives_the_same(make):
         stepping_optimizer(optimizer).jit_compile = True
         return optimizer
 
-    plain = runs.train(make, epochs=1)
-    for replicas in (1, 2):
-        runs.assert_same_weights(plain, runs.train(compiled, replicas=replicas, epochs=1), 2e-5)
+    runs.assert_same_weights(runs.train(make, epochs=1), runs.train(compiled, replicas=2, epochs=1), 2e-5)
 
 
-def test_every_precision_on_two_replicas_under_xla(make, precision):
+def test_every_precision_on_two_replicas_under_xla(make):
     def scaled():
         optimizer = make()
         is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         return optimizer if is_scaled else kt.LossScaleOptimizer(optimizer)
 
     plain = runs.train(make, epochs=1)
-    other = runs.train(scaled, "xla", 2, precision, epochs=1)
-    runs.assert_same_weights(plain, other, runs.tolerance(precision))
-    assert all(np.isfinite(w).all() for w in other.weights)
+    for precision in ("float32", "mixed_bfloat16", "mixed_float16"):
+        other = runs.train(scaled, "xla", 2, precision, epochs=1)
+        runs.assert_same_weights(plain, other, runs.tolerance(precision))
 
 
 @pytest.mark.parametrize("policy", ["bfloat16", "float16"])
@@ -78,7 +76,8 @@ def test_accumulation_with_everything_equals_the_large_batch(make):
     runs.assert_same_weights(large, small, 5e-5)
 
 
-def test_saved_loaded_and_continued_equals_uninterrupted(make, tmp_path, replicas):
+def test_saved_loaded_and_continued_equals_uninterrupted(make, tmp_path):
+    replicas = 2
     run = runs.train(lambda: make(gradient_accumulation_steps=3, use_ema=True), replicas=replicas, epochs=1)
     # Four batches, windows of three: saved in the middle of a window.
     run.model.save(tmp_path / "m.keras")

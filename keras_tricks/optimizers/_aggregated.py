@@ -127,6 +127,9 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
     # Whether XLA compiles the step that is being traced.
     is_compiled = False
 
+    # While a step is taken: `shared_numbers` by dtype.
+    shared = None
+
     def __init__(self, learning_rate, exclude_from_weight_decay=None, jit_compile="auto", **kwargs):
         _check_keywords(type(self).__name__, kwargs)
         if isinstance(learning_rate, numbers.Real) and not isinstance(learning_rate, bool):
@@ -315,6 +318,8 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             }
         for g, v in zip(grads, variables, strict=True):
             rule.update_step(g, v, learning_rate)
+        if isinstance(rule, AggregatedOptimizer):
+            rule.shared = None  # tensors of this trace, which nothing may keep
         for wrapper in reversed(wrappers):
             wrapper.after_update(variables)
         for v in variables:
@@ -408,6 +413,22 @@ def one_minus_power(beta, step):
     else:
         log_beta = ops.log(ops.cast(beta, dtype))
     return -ops.expm1(ops.cast(step, dtype) * log_beta)
+
+
+def moment_numbers(optimizer, dtype, bias_correction=True):
+    """What Adam-like rules share: the weight of a new gradient, and what makes their direction from both moments.
+
+    m̂ / (√v̂ + ε) = `factor` · m / (√v + `epsilon`) spares two passes over memory for each variable.
+    """
+    step = optimizer.iterations + 1
+    first = second = 1.0
+    if bias_correction:
+        first, second = one_minus_power(optimizer.beta_1, step), ops.sqrt(one_minus_power(optimizer.beta_2, step))
+    return {
+        "new": ops.cast(1 - optimizer.beta_1, dtype),
+        "factor": ops.cast(second / first, dtype),
+        "epsilon": ops.cast(optimizer.epsilon * second, dtype),
+    }
 
 
 def learning_rate_of(optimizer):

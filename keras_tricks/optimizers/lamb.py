@@ -13,7 +13,7 @@ import numbers
 import keras
 from keras import ops
 
-from keras_tricks.optimizers._aggregated import AggregatedOptimizer, MovableNumber, arithmetic_dtype, one_minus_power
+from keras_tricks.optimizers._aggregated import AggregatedOptimizer, MovableNumber, arithmetic_dtype, moment_numbers
 from keras_tricks.optimizers._arguments import check_flag, check_number
 from keras_tricks.optimizers._exclude import Exclusion
 
@@ -98,12 +98,7 @@ class LAMB(AggregatedOptimizer):
         )
 
     def shared_numbers(self, dtype):
-        step = self.iterations + 1
-        return {
-            "new": ops.cast(1 - self.beta_1, dtype),
-            "first_correction": ops.cast(1 / one_minus_power(self.beta_1, step), dtype),
-            "second_correction": ops.cast(1 / one_minus_power(self.beta_2, step), dtype),
-        }
+        return moment_numbers(self, dtype, self.bias_correction)
 
     def update_step(self, gradient, variable, learning_rate):
         """Moves `variable` by one step; `gradient` is aggregated, averaged and clipped."""
@@ -117,9 +112,7 @@ class LAMB(AggregatedOptimizer):
         v = v + (ops.square(g) - v) * (1 - self.beta_2)
         self.assign(self.first_moments[index], m)
         self.assign(self.second_moments[index], v)
-        if self.bias_correction:
-            m, v = m * shared["first_correction"], v * shared["second_correction"]
-        u = m / (ops.sqrt(v) + self.epsilon)
+        u = shared["factor"] * m / (ops.sqrt(v) + shared["epsilon"])
         if self.decays[index]:
             u = u + self.decays[index] * w
 

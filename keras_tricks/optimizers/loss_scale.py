@@ -12,7 +12,7 @@ import warnings
 import keras
 from keras import ops
 
-from keras_tricks.optimizers._aggregated import AggregatedOptimizer, number_of_replicas
+from keras_tricks.optimizers._aggregated import AggregatedOptimizer, make_readable, number_of_replicas
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
@@ -56,6 +56,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             )
         super().__init__(inner_optimizer, initial_scale, dynamic_growth_steps, **kwargs)
         inner_optimizer.finite_check_is_done = True  # gradients that reach it are finite on every replica
+        make_readable(inner_optimizer)
 
     def build(self, var_list):
         if number_of_replicas() > 1 and not isinstance(self.inner_optimizer, AggregatedOptimizer):

@@ -10,7 +10,7 @@ Zaheer et al., 2018, "Adaptive Methods for Nonconvex Optimization". Equals `opta
 import keras
 from keras import ops
 
-from keras_tricks.optimizers._aggregated import AggregatedOptimizer, MovableNumber, arithmetic_dtype, one_minus_power
+from keras_tricks.optimizers._aggregated import AggregatedOptimizer, MovableNumber, arithmetic_dtype, moment_numbers
 from keras_tricks.optimizers._arguments import check_number
 
 
@@ -82,12 +82,7 @@ class Yogi(AggregatedOptimizer):
         )
 
     def shared_numbers(self, dtype):
-        step = self.iterations + 1
-        return {
-            "new": ops.cast(1 - self.beta_1, dtype),
-            "first_correction": ops.cast(1 / one_minus_power(self.beta_1, step), dtype),
-            "second_correction": ops.cast(1 / one_minus_power(self.beta_2, step), dtype),
-        }
+        return moment_numbers(self, dtype)
 
     def update_step(self, gradient, variable, learning_rate):
         """Moves `variable` by one step; `gradient` is aggregated, averaged and clipped."""
@@ -103,8 +98,8 @@ class Yogi(AggregatedOptimizer):
         self.assign(self.first_moments[index], m)
         self.assign(self.second_moments[index], v)
 
-        scale = ops.cast(learning_rate, dtype) * shared["first_correction"]
-        self.assign(variable, w - scale * m / (ops.sqrt(shared["second_correction"] * v) + self.epsilon))
+        scale = ops.cast(learning_rate, dtype) * shared["factor"]
+        self.assign(variable, w - scale * m / (ops.sqrt(v) + shared["epsilon"]))
 
     def get_config(self):
         return {

@@ -89,3 +89,9 @@ def test_learning_rate_and_iterations_are_those_of_the_inner_optimizer():
 def test_what_makes_no_sense_is_refused(make, error):
     with pytest.raises(error):
         make()
+
+
+def test_the_learning_rate_and_the_step_of_what_is_inside_can_be_read_on_replicas():
+    run = runs.train(lambda: kt.LossScaleOptimizer(keras.optimizers.Adam(0.25)), replicas=2, epochs=1)
+    assert float(run.model.optimizer.learning_rate) == 0.25
+    assert int(run.model.optimizer.iterations) == 4
