@@ -8,6 +8,7 @@ You et al., 2020, arXiv:1904.00962. Equals `optax.lamb` and TensorFlow Addons' L
 `keras.optimizers.Lamb` differs: its decay is outside of the ratio, it excludes nothing, and its epsilon is 1e-7.
 """
 
+import math
 import numbers
 
 import keras
@@ -112,21 +113,19 @@ class LAMB(AggregatedOptimizer):
         v = v + (ops.square(g) - v) * (1 - self.beta_2)
         self.assign(self.first_moments[index], m)
         self.assign(self.second_moments[index], v)
-        u = shared["factor"] * m / (ops.sqrt(v) + shared["epsilon"])
+        u, factor = m / (ops.sqrt(v) + shared["epsilon"]), shared["factor"]
         if self.decays[index]:
-            u = u + self.decays[index] * w
+            u, factor = factor * u + self.decays[index] * w, 1.0
 
-        scale = ops.cast(learning_rate, dtype)
+        scale = ops.cast(learning_rate, dtype) * factor
         if self.adapted[index]:
-            scale = scale * self.trust_ratio(w, u)
+            scale = scale * self.trust_ratio(w, u, factor)
         self.assign(variable, w - scale * u)
 
-    def trust_ratio(self, weight, update):
-        """‖weight‖ / ‖update‖, clipped to `trust_ratio_clip`; 1 where a norm is 0."""
-        weight_norm = ops.sqrt(self.sum_of_squares(weight))
-        update_norm = ops.sqrt(self.sum_of_squares(update))
-        usable = ops.logical_and(weight_norm > 0, update_norm > 0)
-        ratio = weight_norm / ops.where(usable, update_norm, 1.0)
+    def trust_ratio(self, weight, direction, factor=1.0):
+        """‖weight‖ / ‖factor · direction‖, clipped to `trust_ratio_clip`; 1 where a norm is 0."""
+        ratio = ops.sqrt(self.sum_of_squares(weight) / self.sum_of_squares(direction)) / factor
+        usable = ops.logical_and(ratio > 0, ratio < math.inf)
         if self.trust_ratio_clip is not None:
             ratio = ops.clip(ratio, *self.trust_ratio_clip)
         return ops.where(usable, ratio, 1.0)
