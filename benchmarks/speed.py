@@ -29,34 +29,6 @@ BATCH = 64
 STEPS = 30  # of an epoch
 
 
-def optimizer_step():
-    """One optimizer step on 2.2 M parameters in 40 variables, no model; as a graph and under XLA."""
-    shapes = [(3, 3, 64, 64)] * 10 + [(512, 256)] * 14 + [(256,)] * 16
-    random = np.random.default_rng(0)
-    gradients = [tf.constant(random.normal(size=s).astype("float32")) for s in shapes]
-
-    def variant(optimizer, xla):
-        variables = [keras.Variable(random.normal(size=s).astype("float32")) for s in shapes]
-        optimizer.build(variables)
-
-        @tf.function(jit_compile=xla, autograph=False)
-        def step():
-            optimizer.apply(gradients, variables)
-
-        return step
-
-    for xla in (False, True):
-        yield (
-            f"optimizer step, {'XLA' if xla else 'graph'}",
-            {
-                "keras Adam": variant(keras.optimizers.Adam(1e-3), xla),
-                "keras Lamb": variant(keras.optimizers.Lamb(1e-3), xla),
-                "kt.LAMB": variant(kt.LAMB(1e-3), xla),
-                "kt.LAMB, weight_decay": variant(kt.LAMB(1e-3, weight_decay=0.01), xla),
-            },
-        )
-
-
 def network(convolution=keras.layers.Conv2D, normalize=True):
     x = inputs = keras.Input((32, 32, 3))
     for filters in (16, 32, 64):
@@ -165,9 +137,8 @@ def measure(variants, rounds):
     return {name: statistics.median(s) for name, s in seconds.items()}
 
 
-def main():
-    """Runs all comparisons, prints them, and appends them to the results."""
-    kt.distribute.setup(replicas=2)  # two logical CPUs, before TensorFlow starts
+def run(groups, results):
+    """Measures (group, rounds) pairs, prints a table, and appends a row for each variant to the file `results`."""
     stack = {
         "date": datetime.date.today().isoformat(),
         "python": platform.python_version(),
@@ -178,31 +149,29 @@ def main():
     }
     rows = []
     table = rich.table.Table("", "variant", "ms", "ratio")
-    for group, rounds in ((optimizer_step, ROUNDS), (pipeline, ROUNDS), (training_step, 5)):
+    for group, rounds in groups:
         for comparison, variants in group():
             medians = measure(variants, rounds)
             first = next(iter(medians.values()))
             for name, s in medians.items():
-                rows.append(
-                    {
-                        **stack,
-                        "comparison": comparison,
-                        "variant": name,
-                        "ms": f"{1e3 * s:.2f}",
-                        "ratio": f"{s / first:.2f}",
-                    }
-                )
-                table.add_row(comparison, name, rows[-1]["ms"], rows[-1]["ratio"])
+                figures = {"ms": f"{1e3 * s:.2f}", "ratio": f"{s / first:.2f}"}
+                rows.append({**stack, "comparison": comparison, "variant": name, **figures})
+                table.add_row(comparison, name, *figures.values())
             table.add_section()
-    RESULTS.parent.mkdir(exist_ok=True)
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
+    results.parent.mkdir(exist_ok=True)
+    new = not results.exists()
+    with results.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         if new:
             writer.writeheader()
         writer.writerows(rows)
     rich.console.Console().print(table)
-    print(f"Appended to {RESULTS}")
+    print(f"Appended to {results}")
+
+
+def main():
+    kt.distribute.setup(replicas=2)  # two logical CPUs, before TensorFlow starts
+    run(((pipeline, ROUNDS), (training_step, 5)), RESULTS)
 
 
 if __name__ == "__main__":
