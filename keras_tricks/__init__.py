@@ -15,7 +15,7 @@ except ImportError as _error:  # Keras is installed, but what it runs on is not.
         "  pip install 'keras_tricks[jax]'          # JAX; set KERAS_BACKEND=jax"
     ) from _error
 
-from keras_tricks import callbacks, data, distribute, layers, models, optimizers, schedules
+from keras_tricks import callbacks, data, distribute, initializers, layers, models, optimizers, schedules
 from keras_tricks._version import __version__
 from keras_tricks.models import jit
 from keras_tricks.optimizers import (
@@ -45,6 +45,7 @@ __all__ = [
     "callbacks",
     "data",
     "distribute",
+    "initializers",
     "jit",
     "layers",
     "models",

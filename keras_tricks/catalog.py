@@ -18,7 +18,7 @@ class Trick:
 
     Attributes:
         object: The public class or function.
-        kind: The folder it lives in, in the singular: optimizer, schedule, layer, callback, data, model or set-up.
+        kind: The folder it lives in, in the singular: optimizer, schedule, initializer, layer, callback, data, model or set-up.
         line: What it does, in one line.
         paper: Authors, year and arXiv id, or "-".
         name: What users type after `keras_tricks.`.
@@ -186,6 +186,67 @@ TRICKS = (
         "Brock et al., 2021, arXiv:2101.08692",
         "layers.WSConv3D",
         make=lambda **kwargs: (kt.layers.WSConv3D(4, 3, **kwargs), (4, 4, 4, 2)),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.layers.WSDepthwiseConv2D,
+        "layer",
+        "2D depthwise convolution with scaled weight standardisation.",
+        "Brock et al., 2021, arXiv:2101.08692",
+        "layers.WSDepthwiseConv2D",
+        make=lambda **kwargs: (kt.layers.WSDepthwiseConv2D(3, depth_multiplier=2, **kwargs), (6, 6, 2)),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.layers.WSDense,
+        "layer",
+        "Densely connected layer with scaled weight standardisation.",
+        "Brock et al., 2021, arXiv:2101.08692",
+        "layers.WSDense",
+        make=lambda **kwargs: (kt.layers.WSDense(4, **kwargs), (5,)),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.layers.ScaledActivation,
+        "layer",
+        "Activation times the constant that keeps the variance at 1.",
+        "Brock et al., 2021, arXiv:2101.08692",
+        "layers.ScaledActivation",
+        make=lambda **kwargs: (kt.layers.ScaledActivation("gelu", **kwargs), (5,)),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.layers.ReZero,
+        "layer",
+        "Residual connection that starts switched off: very deep networks train.",
+        "Bachlechner et al., 2021, arXiv:2003.04887",
+        "layers.ReZero",
+        make=lambda **kwargs: (kt.layers.ReZero(keras.layers.Dense(5, "tanh", **kwargs), **kwargs), (5,)),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.layers.ReZeroAdd,
+        "layer",
+        "`ReZero` for a branch that is a piece of a functional model.",
+        "Bachlechner et al., 2021, arXiv:2003.04887",
+        "layers.ReZeroAdd",
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.layers.NormalizedDense,
+        "layer",
+        "Classifier by cosines, in which frequent classes cannot win by long weights.",
+        "Gidaris and Komodakis, 2018, arXiv:1804.09458",
+        "layers.NormalizedDense",
+        make=lambda **kwargs: (kt.layers.NormalizedDense(4, scale=8.0, **kwargs), (5,)),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.initializers.LogisticGlorotUniform,
+        "initializer",
+        "Glorot's range for layers with a sigmoid, four times that for tanh.",
+        "Glorot and Bengio, 2010",
+        "initializers.LogisticGlorotUniform",
         works_with=EVERYTHING,
     ),
     Trick(

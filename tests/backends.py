@@ -33,7 +33,7 @@ def results():
             ends[f"{trick.name} everything"] = runs.train(lambda t=trick, o=everything: t.make(**o), network=dense)
             overwriting = {"gradient_accumulation_steps": 2, "use_ema": True, "ema_overwrite_frequency": 2}
             ends[f"{trick.name} overwriting"] = runs.train(lambda t=trick, o=overwriting: t.make(**o), network=dense)
-        elif trick.kind == "layer":
+        elif trick.kind == "layer" and trick.make:
             layer, shape = trick.make()
             random = np.random.default_rng(1)
             data = random.normal(size=(16, *shape)).astype("float32"), random.integers(0, 3, 16)

@@ -205,3 +205,20 @@ def log_histogram(values, lowest=-12, highest=4, bins_a_decade=5):
             k = int(np.clip(np.floor((np.log10(abs(x)) - lowest) * bins_a_decade), 0, bins - 1))
             counts[bins + 1 + k if x > 0 else bins - 1 - k] += 1
     return counts
+
+
+def cosines(x, kernel, scale=1.0):
+    """The cosine classifier: `scale` times the cosine between each input and each column."""
+    x, kernel = np.asarray(x, "float64"), np.asarray(kernel, "float64")
+    norms = np.linalg.norm(x, axis=-1, keepdims=True) * np.linalg.norm(kernel, axis=0)
+    return scale * (x @ kernel) / norms
+
+
+def extended_batch_normalized(x, gamma=1.0, beta=0.0, epsilon=1e-3, axis=-1, mask=None):
+    """Luo et al., 2020: outputs, the mean of each channel, and the one variance; `mask` is of the shape of `x`."""
+    x = np.moveaxis(np.asarray(x, "float64"), axis, -1)
+    kept = np.ones(x.shape, bool) if mask is None else np.moveaxis(mask, axis, -1)
+    mean = np.array([x[..., c][kept[..., c]].mean() for c in range(x.shape[-1])])
+    variance = (((x - mean) ** 2)[kept]).mean()
+    y = gamma * (x - mean) / np.sqrt(variance + epsilon) + beta
+    return np.moveaxis(y, -1, axis), mean, variance

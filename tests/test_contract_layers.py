@@ -3,12 +3,13 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_tricks as kt
 from keras_tricks import catalog
 from tests import runs
 
-LAYERS = [t for t in catalog.TRICKS if t.kind == "layer"]
+LAYERS = [t for t in catalog.TRICKS if t.kind == "layer" and t.make]
 
 
 @pytest.fixture(params=LAYERS, ids=lambda t: t.name)
@@ -51,18 +52,27 @@ def test_symbolic_and_real_calls_agree_on_shape_and_dtype(trick, precision):
     assert keras.backend.standardize_dtype(real.dtype) == symbolic.dtype == layer.compute_dtype
 
 
-def test_the_result_is_the_same_eager_compiled_under_xla_and_on_two_replicas(trick, mode, replicas):
+def test_the_result_is_the_same_eager_compiled_under_xla_and_on_two_replicas(trick):
     arguments = {"network": network_of(trick), "data": data_of(trick), "epochs": 1}
     plain = runs.train(sgd, **arguments)
-    other = runs.train(sgd, mode, replicas, **arguments)
-    runs.assert_same_weights(plain, other, 2e-5)
+    for mode, replicas in (("eager", 1), ("xla", 1), ("graph", 2)):  # XLA on two: the next test
+        runs.assert_same_weights(plain, runs.train(sgd, mode, replicas, **arguments), 2e-5)
 
 
-def test_every_precision_on_two_replicas_under_xla(trick, precision):
+def test_every_precision_on_two_replicas_under_xla(trick):
     arguments = {"network": network_of(trick), "data": data_of(trick), "epochs": 1}
     plain = runs.train(sgd, **arguments)
-    other = runs.train(lambda: kt.LossScaleOptimizer(sgd()), "xla", 2, precision, **arguments)
-    runs.assert_same_weights(plain, other, runs.tolerance(precision))
+    for precision in ("float32", "mixed_bfloat16", "mixed_float16"):
+        other = runs.train(lambda: kt.LossScaleOptimizer(sgd()), "xla", 2, precision, **arguments)
+        runs.assert_same_weights(plain, other, runs.tolerance(precision))
+
+
+def test_exported_as_a_saved_model_it_computes_the_same(trick, tmp_path):
+    model = network_of(trick)()
+    x, _ = data_of(trick)
+    model.export(tmp_path / "saved", verbose=False)
+    exported = tf.saved_model.load(tmp_path / "saved")
+    np.testing.assert_allclose(exported.serve(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 def test_saved_loaded_and_continued_equals_uninterrupted(trick, tmp_path):

@@ -13,7 +13,11 @@ from keras import ops
 
 
 class _StandardizesKernel:
-    """Puts weight standardisation into a Keras convolution: the kernel it stores is raw, the one it uses is not."""
+    """Puts weight standardisation into a Keras layer: the kernel it stores is raw, the one it uses is not."""
+
+    # The Keras layer that this is a drop-in for, and how many of its kernel's last axes count the output units.
+    plain = None
+    unit_axes = 1
 
     def __init__(self, *args, gain=True, epsilon=1e-4, **kwargs):
         if not epsilon > 0:
@@ -23,21 +27,22 @@ class _StandardizesKernel:
         self.epsilon = epsilon
 
     def build(self, input_shape):
-        channels = input_shape[-1 if self.data_format == "channels_last" else 1]
-        self.fan_in = math.prod(self.kernel_size) * channels // self.groups
-        if self.fan_in == 1:
-            raise ValueError(
-                f"{self.__class__.__name__} {self.name!r}: a kernel of size {self.kernel_size} on {channels} input "
-                f"channels in {self.groups} groups has one weight for each output channel, and standardising a single "
-                "weight makes it 0. Use the plain Keras convolution here."
-            )
         # Keras would add LoRA's weights here and then let no other weight in.
-        lora_rank, self.lora_rank = self.lora_rank, None
+        lora_rank = getattr(self, "lora_rank", None)
+        if lora_rank:
+            self.lora_rank = None
         super().build(input_shape)
+        shape = tuple(self.kernel.shape)
+        if math.prod(shape[: -self.unit_axes]) == 1:
+            raise ValueError(
+                f"{self.__class__.__name__} {self.name!r}: a kernel of shape {shape} has one weight for each output "
+                "unit, and standardising a single weight makes it 0. Use the plain "
+                f"keras.layers.{self.plain.__name__} here."
+            )
         self.gain = None
         if self.use_gain:
             self.gain = self.add_weight(
-                name="gain", shape=(self.filters,), initializer="ones", dtype=self.dtype, autocast=False
+                name="gain", shape=shape[-self.unit_axes :], initializer="ones", dtype=self.dtype, autocast=False
             )
         if lora_rank:
             self.enable_lora(lora_rank, lora_alpha=self.lora_alpha)
@@ -46,27 +51,37 @@ class _StandardizesKernel:
         """Keras' `add_weight`; under mixed precision the kernel stays float32 until it is standardised."""
         return super().add_weight(*args, name=name, autocast=autocast and name != "kernel", **kwargs)
 
-    def convolution_op(self, inputs, kernel):
-        return ops.conv(
-            inputs,
-            ops.cast(self.standardize(kernel), self.compute_dtype),
-            strides=list(self.strides),
-            padding="valid" if self.padding == "causal" else self.padding,
-            dilation_rate=self.dilation_rate,
-            data_format=self.data_format,
-        )
-
     def standardize(self, kernel):
-        """The kernel that convolves, in float32 or wider: mean 0 and, unless clamped, squares that sum to gain²."""
+        """The kernel that is used, in float32 or wider: mean 0 and, unless clamped, squares that sum to gain²."""
         kernel = ops.cast(kernel, "float32" if self.compute_dtype != "float64" else "float64")
-        axes = tuple(range(len(kernel.shape) - 1))
+        axes = tuple(range(len(kernel.shape) - self.unit_axes))
         mean = ops.mean(kernel, axes, keepdims=True)
         centred = kernel - mean
         variance = ops.mean(ops.square(centred), axes, keepdims=True)
-        scale = ops.rsqrt(ops.maximum(variance * self.fan_in, self.epsilon))
+        fan_in = math.prod(kernel.shape[: -self.unit_axes])
+        scale = ops.rsqrt(ops.maximum(variance * fan_in, self.epsilon))
         if self.gain is not None:
             scale = scale * ops.cast(self.gain, kernel.dtype)
         return centred * scale
+
+    def fused(self):
+        """The plain Keras layer that computes the same, with the standardised kernel: a list of one, built."""
+        if not self.built:
+            raise ValueError(f"{self.__class__.__name__} {self.name!r} is not built yet, so it has no kernel to fuse.")
+        config = super().get_config()
+        config.pop("lora_rank", None)
+        config.pop("lora_alpha", None)
+        layer = self.plain.from_config(config)
+        layer.build(self.get_build_config()["input_shape"])
+        layer.set_weights([self.standardize(self.kernel)] + ([self.bias] if self.use_bias else []))
+        return [layer]
+
+    def get_config(self):
+        return {**super().get_config(), "gain": self.use_gain, "epsilon": self.epsilon}
+
+
+class _SavesGain(_StandardizesKernel):
+    """For Keras layers that save the weights they know by name and no other."""
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
@@ -78,34 +93,42 @@ class _StandardizesKernel:
         if self.built and self.gain is not None:
             self.gain.assign(store["gain"])
 
-    def get_config(self):
-        return {**super().get_config(), "gain": self.use_gain, "epsilon": self.epsilon}
+
+class _StandardizesConvolution(_SavesGain):
+    def convolution_op(self, inputs, kernel):
+        return ops.conv(
+            inputs,
+            ops.cast(self.standardize(kernel), self.compute_dtype),
+            strides=list(self.strides),
+            padding="valid" if self.padding == "causal" else self.padding,
+            dilation_rate=self.dilation_rate,
+            data_format=self.data_format,
+        )
 
 
-_DOC = """{rank}D convolution with scaled weight standardisation: a drop-in for `keras.layers.Conv{rank}D`.
+_DOC = """{what} with scaled weight standardisation: a drop-in for `keras.layers.{plain}`.
 
-    The kernel is centred and divided by its root-mean-square size before each use, per output channel:
+    The kernel is centred and divided by its root-mean-square size before each use, per output unit:
     `Ŵ = gain · (W - mean(W)) / sqrt(max(var(W) · fan_in, epsilon))`. With gain 1, inputs of mean 0 and variance 1 give
     outputs of variance 1, whatever the optimizer did to `W`; normalisation layers are not needed, at any batch size.
     Under mixed precision the standardisation runs in float32.
 
-    Weights: those of `Conv{rank}D`, and `gain` of shape `(filters,)`.
+    Weights: those of `{plain}`, and `gain` of shape `{gain}`.
 
     Args:
-        *args: Those of `keras.layers.Conv{rank}D`, by position or keyword.
-        gain: Whether to learn a scale for each output channel, starting at 1. Defaults to `True`.
+        *args: Those of `keras.layers.{plain}`, by position or keyword.
+        gain: Whether to learn a scale for each output unit, starting at 1. Defaults to `True`.
         epsilon: Lower bound of `var(W) · fan_in`: a kernel smaller than this is not blown up. Defaults to `1e-4`.
-        **kwargs: Those of `keras.layers.Conv{rank}D`.
+        **kwargs: Those of `keras.layers.{plain}`.
 
-    Input shape, output shape: those of `Conv{rank}D`.
+    Input shape, output shape: those of `{plain}`.
 
     Raises:
-        ValueError: If `epsilon` is not positive, and at build for a kernel with one weight an output channel.
+        ValueError: If `epsilon` is not positive, and at build for a kernel with one weight an output unit.
 
     Example:
-
     >>> import numpy as np, keras_tricks as kt
-    >>> layer = kt.layers.WSConv{rank}D(8, 3, padding="same")
+    >>> layer = kt.layers.WS{plain}({args})
     >>> tuple(layer(np.ones({shape}, "float32")).shape)
     {output}
 
@@ -115,9 +138,20 @@ _DOC = """{rank}D convolution with scaled weight standardisation: a drop-in for 
     """
 
 
+def _documented(what, gain, args, shape, output):
+    """Gives a class its docstring."""
+
+    def decorate(cls):
+        cls.__doc__ = _DOC.format(what=what, plain=cls.plain.__name__, gain=gain, args=args, shape=shape, output=output)
+        return cls
+
+    return decorate
+
+
 @keras.saving.register_keras_serializable(package="keras_tricks")
-class WSConv1D(_StandardizesKernel, keras.layers.Conv1D):
-    __doc__ = _DOC.format(rank=1, shape=(2, 9, 4), output=(2, 9, 8))
+@_documented("1D convolution", "(filters,)", '8, 3, padding="same"', (2, 9, 4), (2, 9, 8))
+class WSConv1D(_StandardizesConvolution, keras.layers.Conv1D):
+    plain = keras.layers.Conv1D
 
     def call(self, inputs):
         # Conv1D convolves in its own `call`; the one that it overrides goes through `convolution_op`, as 2D and 3D do.
@@ -131,10 +165,55 @@ class WSConv1D(_StandardizesKernel, keras.layers.Conv1D):
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
-class WSConv2D(_StandardizesKernel, keras.layers.Conv2D):
-    __doc__ = _DOC.format(rank=2, shape=(2, 9, 9, 4), output=(2, 9, 9, 8))
+@_documented("2D convolution", "(filters,)", '8, 3, padding="same"', (2, 9, 9, 4), (2, 9, 9, 8))
+class WSConv2D(_StandardizesConvolution, keras.layers.Conv2D):
+    plain = keras.layers.Conv2D
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
-class WSConv3D(_StandardizesKernel, keras.layers.Conv3D):
-    __doc__ = _DOC.format(rank=3, shape=(2, 5, 5, 5, 4), output=(2, 5, 5, 5, 8))
+@_documented("3D convolution", "(filters,)", '8, 3, padding="same"', (2, 5, 5, 5, 4), (2, 5, 5, 5, 8))
+class WSConv3D(_StandardizesConvolution, keras.layers.Conv3D):
+    plain = keras.layers.Conv3D
+
+
+@keras.saving.register_keras_serializable(package="keras_tricks")
+@_documented(
+    "2D depthwise convolution", "(channels, depth_multiplier)", '3, padding="same"', (2, 9, 9, 4), (2, 9, 9, 4)
+)
+class WSDepthwiseConv2D(_StandardizesKernel, keras.layers.DepthwiseConv2D):
+    plain = keras.layers.DepthwiseConv2D
+    unit_axes = (
+        2  # a kernel of shape (height, width, channels, depth_multiplier): each output sees height · width inputs
+    )
+
+    def call(self, inputs):
+        outputs = ops.depthwise_conv(
+            inputs,
+            ops.cast(self.standardize(self.kernel), self.compute_dtype),
+            strides=self.strides,
+            padding=self.padding,
+            dilation_rate=self.dilation_rate,
+            data_format=self.data_format,
+        )
+        if self.use_bias:
+            outputs = outputs + (self.bias if self.data_format == "channels_last" else self.bias[:, None, None])
+        return self.activation(outputs)
+
+
+@keras.saving.register_keras_serializable(package="keras_tricks")
+@_documented("Densely connected layer", "(units,)", "8", (2, 4), (2, 8))
+class WSDense(_SavesGain, keras.layers.Dense):
+    plain = keras.layers.Dense
+
+    def call(self, inputs, training=None):
+        outputs = ops.matmul(inputs, ops.cast(self.standardize(self.kernel), self.compute_dtype))
+        if self.use_bias:
+            outputs = outputs + self.bias
+        return self.activation(outputs)
+
+    def quantize(self, mode=None, **kwargs):
+        """Refused: what would be quantized is the raw kernel, which is not the one that is used."""
+        raise ValueError(
+            f"WSDense {self.name!r} cannot be quantized: its kernel is standardised at each use. Make it a plain "
+            "keras.layers.Dense first: `layer.fused()`, or `keras_tricks.models.fuse(model)`."
+        )

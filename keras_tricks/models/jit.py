@@ -206,5 +206,7 @@ def _refuse_synchronized_statistics(model, strategy):
 
 def _all_layers(layer):
     yield layer
-    for inner in getattr(layer, "layers", []):
-        yield from _all_layers(inner)
+    inside = [*getattr(layer, "layers", []), getattr(layer, "layer", None)]  # of a model, of a wrapper
+    for inner in inside:
+        if isinstance(inner, keras.Layer):
+            yield from _all_layers(inner)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from keras.ops import convert_to_numpy as numpy_of
 
 import keras_tricks as kt
-from tests import reference, runs
+from tests import reference
 
 KINDS = {1: (kt.layers.WSConv1D, keras.layers.Conv1D), 2: (kt.layers.WSConv2D, keras.layers.Conv2D),
          3: (kt.layers.WSConv3D, keras.layers.Conv3D)}  # fmt: skip
@@ -40,6 +40,70 @@ def test_is_the_plain_convolution_with_the_standardized_kernel(rank, options):
     weights = [reference.standardized_kernel(numpy_of(layer.kernel), gain)]
     same.set_weights(weights + ([numpy_of(layer.bias)] if layer.bias is not None else []))
     np.testing.assert_allclose(layer(x), same(x), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"depth_multiplier": 2, "strides": 2, "padding": "same"}], ids=str)
+def test_a_depthwise_kernel_is_standardized_for_each_channel_and_multiplier_alone(options):
+    x = inputs(2)
+    layer = randomized(kt.layers.WSDepthwiseConv2D(3, activation="relu", **options), x)
+    kernel = numpy_of(layer.kernel)
+    # To the reference, every (channel, multiplier) is an output unit that sees nine inputs.
+    flat = reference.standardized_kernel(kernel.reshape(3, 3, 1, -1), numpy_of(layer.gain).ravel())
+    same = keras.layers.DepthwiseConv2D(3, activation="relu", **options)
+    same(x)
+    same.set_weights([flat.reshape(kernel.shape), numpy_of(layer.bias)])
+    np.testing.assert_allclose(layer(x), same(x), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (2, 3, 4)], ids=str)
+def test_a_dense_kernel_is_standardized_for_each_unit(shape):
+    x = np.random.default_rng(0).normal(size=shape).astype("float32")
+    layer = randomized(kt.layers.WSDense(6, activation="tanh"), x)
+    kernel = reference.standardized_kernel(numpy_of(layer.kernel), numpy_of(layer.gain))
+    np.testing.assert_allclose(layer(x), np.tanh(x @ kernel + numpy_of(layer.bias)), rtol=2e-5, atol=2e-5)
+
+
+EVERY_KIND = {
+    "1D, causal": (lambda: kt.layers.WSConv1D(6, 3, padding="causal", dilation_rate=2), inputs(1)),
+    "2D, groups": (lambda: kt.layers.WSConv2D(6, 3, groups=2, strides=2, padding="same", activation="relu"), inputs(2)),
+    "3D, no bias": (lambda: kt.layers.WSConv3D(6, 2, use_bias=False), inputs(3)),
+    "depthwise": (lambda: kt.layers.WSDepthwiseConv2D(3, depth_multiplier=2, activation="tanh"), inputs(2)),
+    "dense": (lambda: kt.layers.WSDense(5, "gelu", gain=False), inputs(1)),
+}
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_fused_it_is_the_plain_keras_layer_with_the_kernel_that_is_used(kind):
+    make, x = EVERY_KIND[kind]
+    layer = randomized(make(), x)
+    (plain,) = layer.fused()
+    assert type(plain) is layer.plain
+    assert plain.name == layer.name
+    np.testing.assert_allclose(plain(x), layer(x), rtol=1e-6, atol=1e-6)
+
+
+def test_fusing_needs_a_built_layer():
+    with pytest.raises(ValueError, match="not built yet"):
+        kt.layers.WSConv2D(4, 3).fused()
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_the_weights_of_every_kind_are_saved(kind, tmp_path):
+    make, x = EVERY_KIND[kind]
+    model = keras.Sequential([keras.Input(x.shape[1:]), make()])
+    randomized(model.layers[0], x)
+    model.save(tmp_path / "m.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "m.keras")(x), model(x))
+
+
+def test_a_dense_layer_takes_lora_and_refuses_to_be_quantized():
+    x = np.ones((2, 4), "float32")
+    layer = randomized(kt.layers.WSDense(6), x)
+    before = np.array(layer(x))
+    layer.enable_lora(2)
+    np.testing.assert_allclose(layer(x), before, atol=1e-6)
+    with pytest.raises(ValueError, match="cannot be quantized"):
+        layer.quantize("int8")
 
 
 def test_causal_padding_looks_at_the_past_only():
@@ -100,13 +164,10 @@ def test_the_kernel_is_standardized_in_float32_under_mixed_precision(policy, dty
     np.testing.assert_allclose(keras.ops.cast(half(x), "float32"), exact(x), atol=0.1 if dtype == "bfloat16" else 0.02)
 
 
-def test_saved_and_loaded_it_is_the_same_also_by_weights_alone(tmp_path):
+def test_weights_alone_are_saved_and_loaded(tmp_path):
     x = inputs(2)
     model = keras.Sequential([keras.Input(x.shape[1:]), kt.layers.WSConv2D(6, 3), kt.layers.WSConv2D(4, 3, gain=False)])
     randomized(model.layers[0], x)
-    model.save(tmp_path / "m.keras")
-    loaded = keras.models.load_model(tmp_path / "m.keras")
-    np.testing.assert_array_equal(loaded(x), model(x))
     model.save_weights(tmp_path / "m.weights.h5")
     fresh = keras.models.clone_model(model)
     fresh.load_weights(tmp_path / "m.weights.h5")
@@ -127,17 +188,6 @@ def test_lora_acts_on_the_kernel_before_it_is_standardized_and_is_saved(tmp_path
     np.testing.assert_allclose(layer.standardize(layer.kernel), merged, rtol=1e-4, atol=1e-6)
     model.save(tmp_path / "m.keras")
     np.testing.assert_allclose(keras.models.load_model(tmp_path / "m.keras")(x), model(x), rtol=1e-4, atol=1e-5)
-
-
-def test_exported_as_a_saved_model_it_computes_the_same(tmp_path):
-    import tensorflow as tf
-
-    x = inputs(2)
-    model = keras.Sequential([keras.Input(x.shape[1:]), kt.layers.WSConv2D(6, 3)])
-    randomized(model.layers[0], x)
-    model.export(tmp_path / "saved", verbose=False)
-    exported = tf.saved_model.load(tmp_path / "saved")
-    np.testing.assert_allclose(exported.serve(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 def test_the_gradient_of_a_channel_is_orthogonal_to_its_kernel():
@@ -186,10 +236,3 @@ def test_it_learns_without_normalisation():
     model.compile(kt.LAMB(0.02), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     model.fit(x[:1400], y[:1400], batch_size=50, epochs=4, verbose=0)
     assert model.evaluate(x[1400:], y[1400:], verbose=0)[1] > 0.9
-
-
-def test_training_is_the_same_everywhere(mode, replicas):
-    network = lambda: runs.small_network(kt.layers.WSConv2D)  # noqa: E731
-    plain = runs.train(lambda: keras.optimizers.SGD(0.1), network=network, epochs=1)
-    other = runs.train(lambda: keras.optimizers.SGD(0.1), mode, replicas, network=network, epochs=1)
-    runs.assert_same_weights(plain, other, 2e-5)

@@ -267,6 +267,34 @@ def test_the_step_is_traced_once_for_a_shape():
     assert len(traces) == before
 
 
+def test_a_smaller_last_batch_trains_evaluates_and_predicts_without_more_traces(replicas):
+    traces = []
+
+    class Counting(keras.layers.Layer):
+        def call(self, x):
+            traces.append(x.shape)
+            return x
+
+    x, y = runs.images(count=21)
+
+    def outcome(wrap):
+        traces.clear()
+        keras.utils.set_random_seed(0)
+        with runs.strategy_of(replicas).scope():
+            network = [keras.Input((6, 6, 1)), Counting(), keras.layers.Flatten(), keras.layers.Dense(3)]
+            model = wrap(keras.Sequential(network))
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            model.compile(sgd(), loss, jit_compile=False, steps_per_execution=2)
+        model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+        figures = [model.evaluate(x, y, batch_size=8, verbose=0), *model.predict(x, batch_size=8, verbose=0).ravel()]
+        return figures, len(traces)
+
+    plain, plain_traces = outcome(lambda model: model)
+    jitted, jitted_traces = outcome(kt.jit)
+    np.testing.assert_allclose(jitted, plain, rtol=1e-4, atol=1e-5)
+    assert jitted_traces == plain_traces
+
+
 def test_what_cannot_work_says_what_can():
     with pytest.raises(TypeError, match=r"expects a keras\.Model"):
         kt.jit(keras.layers.Dense(1))
