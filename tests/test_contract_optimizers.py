@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_tricks as kt
 from keras_tricks import catalog
@@ -33,6 +34,23 @@ def test_the_result_is_the_same_eager_compiled_under_xla_and_on_two_replicas(mak
     plain = runs.train(make, epochs=1)
     for mode, replicas in (("eager", 1), ("xla", 1), ("graph", 2)):  # XLA on two: the next tests
         runs.assert_same_weights(plain, runs.train(make, mode, replicas, epochs=1), 2e-5)
+
+
+def test_a_training_loop_of_the_users_own_gives_the_same(make):
+    def end(decorate):
+        variables = [keras.Variable(runs.numbers((4, 3), "float32")[0], name="kernel")]
+        gradients = [tf.constant(runs.numbers((4, 3), "float32")[1][0])]
+        optimizer = make()
+
+        @decorate
+        def step():
+            optimizer.apply(gradients, variables)
+
+        for _ in range(3):
+            step()
+        return keras.ops.convert_to_numpy(variables[0])
+
+    np.testing.assert_allclose(end(tf.function), end(lambda function: function), rtol=1e-5, atol=1e-6)
 
 
 def test_the_step_alone_under_xla_gives_the_same(make):

@@ -66,6 +66,15 @@ BASE_KEYWORDS = (
 )
 
 
+def _as_written(method):
+    """`method`, which TensorFlow's AutoGraph leaves as it is when a training loop of the user's own calls it."""
+    if keras.backend.backend() != "tensorflow":
+        return method
+    import tensorflow as tf
+
+    return tf.autograph.experimental.do_not_convert(method)
+
+
 class ScalarVariable(keras.Variable):
     """A variable that `float()` and `int()` read under a distribution strategy too, where Keras' own raise."""
 
@@ -206,6 +215,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         """Sum of the squares of all elements, a scalar, by the way that is fast where the step runs."""
         return sum_of_squares(x, self.is_compiled)
 
+    @_as_written
     def apply(self, grads, trainable_variables=None):
         """Takes one step with this replica's gradients; see the module's docstring for the order of things."""
         grads = list(grads)
