@@ -17,7 +17,7 @@ except ImportError as _error:  # Keras is installed, but what it runs on is not.
 
 from keras_tricks import callbacks, data, distribute, initializers, layers, models, optimizers, schedules
 from keras_tricks._version import __version__
-from keras_tricks.models import jit
+from keras_tricks.models import convert, fuse, jit, recompute
 from keras_tricks.optimizers import (
     LAMB,
     LARS,
@@ -43,13 +43,16 @@ __all__ = [
     "Yogi",
     "__version__",
     "callbacks",
+    "convert",
     "data",
     "distribute",
+    "fuse",
     "initializers",
     "jit",
     "layers",
     "models",
     "optimizers",
+    "recompute",
     "schedules",
     "state_bytes",
 ]

@@ -18,7 +18,8 @@ class Trick:
 
     Attributes:
         object: The public class or function.
-        kind: The folder it lives in, in the singular: optimizer, schedule, initializer, layer, callback, data, model or set-up.
+        kind: The folder it lives in, in the singular: optimizer, schedule, initializer, layer, callback, data, model,
+            or set-up.
         line: What it does, in one line.
         paper: Authors, year and arXiv id, or "-".
         name: What users type after `keras_tricks.`.
@@ -207,6 +208,24 @@ TRICKS = (
         works_with=EVERYTHING,
     ),
     Trick(
+        kt.layers.ACConv2D,
+        "layer",
+        "Three normalised branches in training, one plain convolution in deployment.",
+        "Ding et al., 2019, arXiv:1908.03930",
+        "layers.ACConv2D",
+        make=lambda **kwargs: (kt.layers.ACConv2D(4, 3, padding="same", strides=2, **kwargs), (6, 6, 3)),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.layers.ExtendedBatchNormalization,
+        "layer",
+        "Batch normalisation with one variance for all channels, steady at small batches.",
+        "Luo et al., 2020, arXiv:2003.05569",
+        "layers.ExtendedBatchNormalization",
+        make=lambda **kwargs: (kt.layers.ExtendedBatchNormalization(momentum=0.5, **kwargs), (6, 6, 3)),
+        works_with=EVERYTHING,
+    ),
+    Trick(
         kt.layers.ScaledActivation,
         "layer",
         "Activation times the constant that keeps the variance at 1.",
@@ -230,6 +249,18 @@ TRICKS = (
         "`ReZero` for a branch that is a piece of a functional model.",
         "Bachlechner et al., 2021, arXiv:2003.04887",
         "layers.ReZeroAdd",
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.layers.Recompute,
+        "layer",
+        "Forgets a block's activations and computes them again: less memory, exactly.",
+        "Chen et al., 2016, arXiv:1604.06174",
+        "layers.Recompute",
+        make=lambda **kwargs: (
+            kt.layers.Recompute(kt.layers.ReZero(keras.layers.Dense(5, "gelu", **kwargs), "ones", **kwargs)),
+            (5,),
+        ),
         works_with=EVERYTHING,
     ),
     Trick(
@@ -284,6 +315,30 @@ TRICKS = (
         "-",
         "jit",
         backends=("tensorflow",),
+        works_with=EVERYTHING,
+    ),
+    Trick(
+        kt.models.convert,
+        "model",
+        "Puts tricks into a model that is already built, and carries its weights over.",
+        "-",
+        "convert",
+        works_with=("xla", "replicas", "mixed_float16", "mixed_bfloat16", "save"),
+    ),
+    Trick(
+        kt.models.fuse,
+        "model",
+        "Folds the tricks and batch normalisation into plain Keras layers for deployment.",
+        "Ding et al., 2019, arXiv:1908.03930",
+        "fuse",
+        works_with=("xla", "replicas", "mixed_float16", "mixed_bfloat16", "save"),
+    ),
+    Trick(
+        kt.models.recompute,
+        "model",
+        "Cuts a model into segments that forget their activations: square-root memory.",
+        "Chen et al., 2016, arXiv:1604.06174",
+        "recompute",
         works_with=EVERYTHING,
     ),
     Trick(

@@ -222,3 +222,35 @@ def extended_batch_normalized(x, gamma=1.0, beta=0.0, epsilon=1e-3, axis=-1, mas
     variance = (((x - mean) ** 2)[kept]).mean()
     y = gamma * (x - mean) / np.sqrt(variance + epsilon) + beta
     return np.moveaxis(y, -1, axis), mean, variance
+
+
+def convolved(x, kernel, strides, padding, dilation=1, groups=1):
+    """Cross-correlation of images (N, H, W, C), with TensorFlow's amounts of padding, one window after the other."""
+    x, kernel = np.asarray(x, "float64"), np.asarray(kernel, "float64")
+    spans = [dilation * (size - 1) + 1 for size in kernel.shape[:2]]
+    if padding == "same":
+        lacking = [
+            max(-(-n // stride) * stride - stride + span - n, 0)
+            for n, stride, span in zip(x.shape[1:3], strides, spans, strict=True)
+        ]
+        x = np.pad(x, [(0, 0), *((n // 2, n - n // 2) for n in lacking), (0, 0)])
+    height, width = ((n - span) // stride + 1 for n, stride, span in zip(x.shape[1:3], strides, spans, strict=True))
+    y = np.zeros((len(x), height, width, kernel.shape[-1]))
+    inside, outside = kernel.shape[2], kernel.shape[3] // groups
+    for i, j, g in np.ndindex(height, width, groups):
+        top, left = i * strides[0], j * strides[1]
+        window = x[:, top : top + spans[0] : dilation, left : left + spans[1] : dilation]
+        window = window[..., g * inside : (g + 1) * inside]
+        mine = slice(g * outside, (g + 1) * outside)
+        y[:, i, j, mine] = np.tensordot(window, kernel[..., mine], 3)
+    return y
+
+
+def asymmetric_convolution(x, kernels, normalize, strides, padding, dilation=1, groups=1):
+    """Ding et al., 2019: the sum of three convolutions, each normalised by its function, around the same middle."""
+    height, width = kernels[0].shape[:2]
+    whole = [kernels[0], np.zeros_like(kernels[0]), np.zeros_like(kernels[0])]
+    whole[1][height // 2] = kernels[1][0]
+    whole[2][:, width // 2] = kernels[2][:, 0]
+    branches = (convolved(x, kernel, strides, padding, dilation, groups) for kernel in whole)
+    return sum(f(branch) for f, branch in zip(normalize, branches, strict=True))

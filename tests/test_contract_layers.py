@@ -28,9 +28,16 @@ def network_of(trick):
 
 
 def data_of(trick):
-    _, shape = trick.make()
+    layer, shape = trick.make()
     random = np.random.default_rng(0)
-    return random.normal(size=(16, *shape)).astype("float32"), random.integers(0, 3, 16)
+    x, y = random.normal(size=(16, *shape)).astype("float32"), random.integers(0, 3, 16)
+    if hasattr(layer, "synchronized"):
+        # Each replica normalises by the statistics of its half of a batch: with equal halves, by those of the batch.
+        x, y = (
+            np.concatenate([part, part])[[0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15]]
+            for part in (x[:8], y[:8])
+        )
+    return x, y
 
 
 def sgd():

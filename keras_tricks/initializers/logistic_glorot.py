@@ -19,8 +19,9 @@ class LogisticGlorotUniform(keras.initializers.VarianceScaling):
     Args:
         seed: An integer, a `keras.random.SeedGenerator`, or `None`. One instance gives the same values for the same
             shape at every call, as all initializers of Keras do: make one for each layer.
-        input_axes, output_axes: As in `keras.initializers.GlorotUniform`, for kernels whose fans do not follow from
+        input_axes: Axes whose product is `fan_in`, as in `keras.initializers.GlorotUniform`. Defaults to `None`: from
             the last two axes.
+        output_axes: The same for `fan_out`.
 
     Example:
     >>> import keras, keras_tricks as kt

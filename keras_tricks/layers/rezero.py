@@ -79,7 +79,7 @@ class ReZero(keras.layers.Wrapper):
         return input_shape
 
     def compute_output_spec(self, *args, **kwargs):
-        # Through `call`: Keras would stop at `compute_output_shape` and leave a layer of several inputs without weights.
+        # Through `call`: Keras stops at `compute_output_shape`, and a layer of several inputs would get no weights.
         return keras.Operation.compute_output_spec(self, *args, **kwargs)
 
     def get_config(self):

@@ -105,6 +105,19 @@ class _StandardizesConvolution(_SavesGain):
             data_format=self.data_format,
         )
 
+    def call(self, inputs):
+        if self.padding == "causal":
+            before = self.dilation_rate[0] * (self.kernel_size[0] - 1)
+            along = 1 if self.data_format == "channels_last" else 2
+            inputs = ops.pad(inputs, [[before, 0] if axis == along else [0, 0] for axis in range(3)])
+        outputs = self.convolution_op(inputs, self.kernel)
+        if self.use_bias and self.data_format == "channels_last":
+            outputs = ops.add(outputs, self.bias)
+        elif self.use_bias:
+            # Not `ops.add`: on TensorFlow it adds along the last axis, if that is as long as the bias.
+            outputs = outputs + ops.reshape(self.bias, (1, -1) + (1,) * self.rank)
+        return self.activation(outputs)
+
 
 _DOC = """{what} with scaled weight standardisation: a drop-in for `keras.layers.{plain}`.
 
@@ -152,16 +165,6 @@ def _documented(what, gain, args, shape, output):
 @_documented("1D convolution", "(filters,)", '8, 3, padding="same"', (2, 9, 4), (2, 9, 8))
 class WSConv1D(_StandardizesConvolution, keras.layers.Conv1D):
     plain = keras.layers.Conv1D
-
-    def call(self, inputs):
-        # Conv1D convolves in its own `call`; the one that it overrides goes through `convolution_op`, as 2D and 3D do.
-        if self.padding == "causal":
-            padding = [[0, 0], [0, 0], [0, 0]]
-            padding[1 if self.data_format == "channels_last" else 2][0] = self.dilation_rate[0] * (
-                self.kernel_size[0] - 1
-            )
-            inputs = ops.pad(inputs, padding)
-        return super(keras.layers.Conv1D, self).call(inputs)
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")

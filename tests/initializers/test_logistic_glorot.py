@@ -37,10 +37,10 @@ def test_a_deep_logistic_network_passes_more_of_its_gradient_than_with_the_plain
 
 
 def test_it_survives_saving_and_knows_the_axes_of_other_kernels(tmp_path):
-    initializer = kt.initializers.LogisticGlorotUniform(seed=1, input_axes=[0, 1], output_axes=[3])
+    initializer = kt.initializers.LogisticGlorotUniform(seed=1, input_axes=[0, 1], output_axes=[0, 1, 3])
     assert type(initializer).from_config(initializer.get_config()).get_config() == initializer.get_config()
-    # A depthwise kernel (height, width, channels, multiplier): nine inputs and two outputs, whatever the channels.
-    assert np.abs(numpy_of(initializer((3, 3, 64, 2)))).max() == pytest.approx(4 * np.sqrt(6 / (9 + 2)), rel=0.02)
+    # A depthwise kernel (height, width, channels, multiplier): nine inputs, eighteen outputs, whatever the channels.
+    assert np.abs(numpy_of(initializer((3, 3, 64, 2)))).max() == pytest.approx(4 * np.sqrt(6 / (9 + 18)), rel=0.02)
     dense = keras.layers.Dense(2, kernel_initializer=kt.initializers.LogisticGlorotUniform())
     model = keras.Sequential([keras.Input((4,)), dense])
     model.save(tmp_path / "m.keras")

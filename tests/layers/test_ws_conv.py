@@ -115,11 +115,12 @@ def test_causal_padding_looks_at_the_past_only():
     assert np.abs(layer(x)[:, 4:] - layer(changed)[:, 4:]).max() > 0.1
 
 
-def test_channels_first_is_the_same_convolution():
-    x = inputs(2)
-    last = randomized(kt.layers.WSConv2D(6, 3), x)
-    first = kt.layers.WSConv2D(6, 3, data_format="channels_first")
-    first.build((2, 4, 6, 6))
+@pytest.mark.parametrize("filters", [6, 4], ids=["as many as columns", "others"])
+def test_channels_first_is_the_same_convolution(filters):
+    x = inputs(2, size=8)  # 6 columns come out, where the bias must not be taken for one along them
+    last = randomized(kt.layers.WSConv2D(filters, 3), x)
+    first = kt.layers.WSConv2D(filters, 3, data_format="channels_first")
+    first.build((2, 4, 8, 8))
     first.set_weights(last.get_weights())
     np.testing.assert_allclose(
         np.moveaxis(np.array(first(np.moveaxis(x, -1, 1))), 1, -1), last(x), rtol=2e-5, atol=2e-5

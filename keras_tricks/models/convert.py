@@ -1,0 +1,616 @@
+"""Tricks for a model that is already built: a copy of it in which layers of the chosen classes are other layers.
+
+The graph is walked once with `keras.models.clone_model`; nested models and `TimeDistributed` are walked inside. Weights
+go over where they mean the same. Whatever could not be changed is in the report, with the reason.
+
+No paper; the counterpart of Composer's module surgery.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import inspect
+import re
+import tempfile
+
+import keras
+
+from keras_tricks.layers.ac_conv import ACConv2D
+from keras_tricks.layers.extended_batch_normalization import ExtendedBatchNormalization
+from keras_tricks.layers.recompute import Recompute
+from keras_tricks.layers.rezero import ReZero, ReZeroAdd
+from keras_tricks.layers.ws_conv import WSConv1D, WSConv2D, WSConv3D, WSDense, WSDepthwiseConv2D
+
+
+def convert(model, tricks, exclude=None):
+    """A copy of a built model with tricks applied to its layers, and a report of what was changed.
+
+    `model` stays as it is. The copy has its own weights, with the values of the original; layers that are not changed
+    keep names, `trainable` flags, dtype policies, regularizers and everything else. It is not compiled.
+
+    Works inside nested models, `TimeDistributed`, `ReZero` and `Recompute`. A layer or model that is used twice is one
+    layer or model in the copy too. What other layers have inside cannot be reached: it is copied as it is and listed in
+    the report.
+
+    Tricks by name, the layers they are for, and what happens to the weights:
+
+    - `"ws_conv"`: `Conv1D`, `Conv2D`, `Conv3D`, `DepthwiseConv2D`, `Dense`. Kernel and bias go over; as the kernel is
+      now standardised at each use, the function changes.
+    - `"ac_conv"`: `Conv2D`. The kernel goes to the square branch and the other two are switched off (gamma 0): the
+      same function at inference, until it is trained.
+    - `"extended_batch_normalization"`: `BatchNormalization`. The variance becomes the mean over channels, and gamma
+      takes up the difference: the same function at inference.
+    - `"rezero"`: `Add` of two tensors of the same shape, if one is computed from the other. This one is the branch and
+      is multiplied by alpha. Alpha starts at 0, so the branches are off.
+
+    Args:
+        model: A built Functional or Sequential model, such as those of `keras.applications`.
+        tricks: A dict. Its keys are Keras layer classes and match layers of exactly this class: `Conv2D` does not
+            mean `DepthwiseConv2D`. Its values are these names; or a layer class, which is made from the old layer's
+            config; or a function. The function is given a new, unbuilt copy of the layer and returns the layer
+            to use instead, which may wrap the copy, or `None` or the copy itself to keep it. With a class or function,
+            weights of the same name and shape are carried over.
+        exclude: Layers to leave as they are: regular expressions that are searched in the layers' paths
+            (`"backbone/conv1"`), layers, or layer classes. A nested model that is excluded is so with all of its
+            layers. Defaults to `None`: no layer.
+
+    Returns:
+        A tuple `(model, report)`. `report.changed` holds tuples `(path, old class, new class)`, `report.kept` tuples
+        `(path, class, reason)`; also `report.parameters_before` and `report.parameters_after`. It prints as text.
+
+    Raises:
+        TypeError: If `model` is not a Keras model; for keys, values or exclusions that are not as above.
+        ValueError: If the model is subclassed or not built; for a key that no layer has as its class, an exclusion
+            that matches none of the layers concerned, or if nothing is left to change.
+
+    Example:
+    >>> import keras, keras_tricks as kt
+    >>> model = keras.Sequential(
+    ...     [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, name="a"), keras.layers.Conv2D(4, 3, name="b")]
+    ... )
+    >>> converted, report = kt.models.convert(model, {keras.layers.Conv2D: "ws_conv"}, exclude="^b$")
+    >>> print(report)
+    1 layer changed, 1 kept; 260 parameters before, 264 after.
+    changed:
+      a: Conv2D -> WSConv2D
+    kept:
+      b: Conv2D, excluded by '^b$'
+    """
+    _check_model(model)
+    rules = _rules(tricks)
+    with _scope_of(model):
+        return _Conversion(model, rules, exclude).result()
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversionReport:
+    """What `convert` did.
+
+    Attributes:
+        changed: Tuples `(path, old class, new class)`.
+        kept: Tuples `(path, class, reason)`, for the layers that a trick was meant for and that were left.
+        parameters_before: Number of parameters of the model that was given.
+        parameters_after: The same of the new one.
+    """
+
+    changed: tuple
+    kept: tuple
+    parameters_before: int
+    parameters_after: int
+
+    def __str__(self):
+        count = len(self.changed)
+        lines = [
+            f"{count} layer{'s' * (count != 1)} changed, {len(self.kept)} kept; {self.parameters_before:,} parameters "
+            f"before, {self.parameters_after:,} after.",
+            "changed:",
+            *[f"  {path}: {old} -> {new}" for path, old, new in self.changed],
+        ]
+        if self.kept:
+            lines += ["kept:", *[f"  {path}: {cls}, {reason}" for path, cls, reason in self.kept]]
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """How layers of one class are replaced: `make` gives the new layer, or `None` to keep the old one."""
+
+    make: collections.abc.Callable
+    carry: collections.abc.Callable
+    obstacle: collections.abc.Callable = lambda layer: None  # the reason why a layer cannot be replaced, or None
+
+
+class _Conversion:
+    def __init__(self, model, rules, exclude):
+        self.model = model
+        self.rules = rules
+        self.copies = {}  # by the id of the original, so that what is shared stays shared
+        self.carries = []  # (original, copy, how its weights go over, whether the copy is trainable)
+        self.parents = {}  # by the id of a new tensor: the tensors it was computed from
+        self.new, self.kept = {}, {}  # by the id of the original: the layer to put there, or why there is none
+        places = list(_walk(model))
+        _check_sharing(places)
+        self.found = {}  # the layers concerned, by id: where each is reached first
+        for p in places:
+            if type(p.layer) in rules:
+                self.found.setdefault(id(p.layer), p)
+        _check_keys(rules, places)
+        excluded = _excluded(exclude, [p for p in places if id(p.layer) in self.found])
+        times_called = _times_called([model, *[p.layer for p in places]]) if keras.layers.Add in rules else {}
+        for place in self.found.values():
+            self._decide(place, excluded, times_called)
+
+    def _decide(self, place, excluded, times_called):
+        layer = place.layer
+        rule = self.rules[type(layer)]
+        inside = next((h for h in place.holders if id(h) in self.new), None)
+        if id(layer) in excluded:
+            reason = f"excluded by {excluded[id(layer)]}"
+        elif place.closed is not None:
+            reason = f"inside {type(place.closed).__name__} {place.closed.name!r}, which `convert` does not open"
+        elif inside is not None:
+            reason = f"inside {inside.name!r}, which is replaced as a whole"
+        else:
+            reason = rule.obstacle(layer)
+        if reason is None:
+            new = rule.make(layer)
+            if new is None:
+                reason = "kept by the function given"
+            elif isinstance(new, ReZeroAdd) and times_called.get(id(layer), 1) > 1:
+                reason = f"called {times_called[id(layer)]} times, so its sums would share one alpha"
+            else:
+                self.new[id(layer)] = new
+        if reason is not None:
+            self.kept[id(layer)] = reason
+
+    def result(self):
+        self._require_change()
+        model = self.copy(self.model)
+        self._require_change()
+        for _, new, _, trainable in reversed(self.carries):  # holders before what they hold
+            if new.trainable != trainable:
+                new.trainable = trainable
+        for old, new, carry, _ in self.carries:
+            carry(old, new)
+        report = ConversionReport(
+            tuple(
+                (p.path, type(p.layer).__name__, type(self.new[i]).__name__)
+                for i, p in self.found.items()
+                if i in self.new
+            ),
+            tuple((p.path, type(p.layer).__name__, self.kept[i]) for i, p in self.found.items() if i in self.kept),
+            self.model.count_params(),
+            model.count_params(),
+        )
+        return model, report
+
+    def _require_change(self):
+        if not self.new:
+            lines = [f"{p.path}: {type(p.layer).__name__}, {self.kept[i]}" for i, p in self.found.items()]
+            raise ValueError("`convert` has nothing to change. These layers were found:\n  " + "\n  ".join(lines))
+
+    def copy(self, layer):
+        """The layer's place in the new model: a new layer, always the same for the same layer."""
+        if id(layer) not in self.copies:
+            carry = _carry_nothing
+            if id(layer) in self.new:
+                new, carry = self.new[id(layer)], self.rules[type(layer)].carry
+            elif not _opens(layer):
+                new, carry = _plain_copy(layer), _carry_everything
+            elif isinstance(layer, keras.Sequential):
+                new = self._sequential(layer)
+            elif isinstance(layer, keras.Model):
+                new = self._functional(layer)
+            else:
+                config = {k: v for k, v in layer.get_config().items() if k != "layer"}
+                new, carry = type(layer)(self.copy(layer.layer), **config), _carry_around
+            self._put(layer, new, carry)
+        return self.copies[id(layer)]
+
+    def _put(self, layer, new, carry):
+        self.copies[id(layer)] = new
+        if isinstance(layer, keras.Layer):
+            # A layer that replaces another has the flag from its config, unless a function wanted it otherwise.
+            self.carries.append((layer, new, carry, (new if id(layer) in self.new else layer).trainable))
+
+    def _sequential(self, model):
+        input_layer = keras.layers.deserialize(model.get_config()["layers"][0])
+        return type(model)([input_layer, *map(self.copy, model.layers)], name=model.name)
+
+    def _functional(self, model):
+        inputs = {
+            id(layer.output): keras.layers.InputLayer.from_config(layer.get_config()).output
+            for layer in model.layers
+            if isinstance(layer, keras.layers.InputLayer)
+        }
+        clone = keras.models.clone_model(
+            _plain_functional(model),  # without what `compile` was given, which Keras would copy too
+            input_tensors=keras.tree.map_structure(lambda tensor: inputs[id(tensor)], model.input),
+            clone_function=self.copy,
+            call_function=self._call,
+        )
+        return clone if type(model) is type(clone) else type(model)(clone.input, clone.output, name=model.name)
+
+    def _call(self, layer, *args, **kwargs):
+        if isinstance(layer, ReZeroAdd):
+            layer, args = self._residual_sum(layer, args)
+        outputs = layer(*args, **kwargs)
+        tensors = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
+        for output in keras.tree.flatten(outputs):
+            self.parents[id(output)] = tensors
+        return outputs
+
+    def _residual_sum(self, layer, args):
+        """A new ReZeroAdd with its inputs in order; if there is no telling which is which, a plain Add instead."""
+        old = next((p.layer for i, p in self.found.items() if self.new.get(i) is layer), None)
+        if old is None:  # it was a ReZeroAdd before
+            return layer, args
+        terms = args[0]
+        if len(terms) != 2:
+            reason = f"adds {len(terms)} tensors, not a skip connection and one branch"
+        elif tuple(terms[0].shape) != tuple(terms[1].shape):
+            reason = f"adds tensors of different shapes, {tuple(terms[0].shape)} and {tuple(terms[1].shape)}"
+        elif self._is_ancestor(terms[0], terms[1]):
+            return layer, (terms, *args[1:])
+        elif self._is_ancestor(terms[1], terms[0]):
+            return layer, (terms[::-1], *args[1:])
+        else:
+            reason = "neither of its inputs is computed from the other, so none is the skip connection"
+        plain = _plain_copy(old)
+        del self.new[id(old)]
+        self.kept[id(old)] = reason
+        self._put(old, plain, _carry_everything)
+        return plain, args
+
+    def _is_ancestor(self, tensor, other):
+        open_ends, seen = [other], set()
+        while open_ends:
+            for parent in self.parents.get(id(open_ends.pop()), []):
+                if parent is tensor:
+                    return True
+                if id(parent) not in seen:
+                    seen.add(id(parent))
+                    open_ends.append(parent)
+        return False
+
+
+# What the model is made of
+
+
+_Place = collections.namedtuple("_Place", "path layer holders closed")
+
+
+def _walk(holder, path="", holders=(), closed=None):
+    """Every layer inside, as often as it is reached: its path, what holds it, and the outermost closed one of these."""
+    for layer in _inside(holder):
+        if layer in holders:
+            continue
+        where = f"{path}/{layer.name}" if path else layer.name
+        yield _Place(where, layer, holders, closed)
+        yield from _walk(layer, where, (*holders, layer), closed or (None if _opens(layer) else layer))
+
+
+def _inside(layer):
+    """The layers that a layer holds directly."""
+    if isinstance(layer, keras.Model):
+        return layer.layers
+    held = [x for x in keras.tree.flatten(list(vars(layer).values())) if isinstance(x, keras.Layer)]
+    return list({id(x): x for x in held}.values())
+
+
+def _opens(layer):
+    """Whether the copy of a layer can be put together from copies of the layers inside it."""
+    if isinstance(layer, keras.Model):
+        return _is_graph(layer) and _builds_as_keras_does(layer)
+    return type(layer) in (keras.layers.TimeDistributed, ReZero, Recompute)
+
+
+def _is_graph(model):
+    if isinstance(model, keras.Sequential):
+        return hasattr(model, "inputs")  # not if it was never built, or its first layer takes several tensors
+    return _is_functional(model)
+
+
+def _is_functional(model):
+    return isinstance(getattr(type(model), "operations", None), property)
+
+
+def _builds_as_keras_does(model):
+    plain = keras.Sequential if isinstance(model, keras.Sequential) else type(_plain_functional(model))
+    return type(model).__init__ is plain.__init__ and type(model).call is plain.call
+
+
+def _plain_functional(model):
+    return keras.Model(model.input, model.output, name=model.name)
+
+
+def _times_called(models):
+    """How often each Add is called, by id."""
+    calls = collections.Counter()
+    for model in {id(m): m for m in models if isinstance(m, keras.Model) and _is_functional(m)}.values():
+        adds = {layer.name: layer for layer in model.layers if type(layer) is keras.layers.Add}
+        for record in _plain_functional(model).get_config()["layers"] if adds else ():
+            if record["name"] in adds:
+                calls[id(adds[record["name"]])] += len(record["inbound_nodes"])
+    return calls
+
+
+# What is put in its place, and how weights go over
+
+
+def _rules(tricks):
+    if not isinstance(tricks, dict) or not tricks:
+        raise TypeError(
+            "`convert` expects a dict from Keras layer classes to tricks, such as "
+            f"{{keras.layers.Conv2D: 'ws_conv'}}. Received: {tricks!r}"
+        )
+    return {key: _rule(key, value) for key, value in tricks.items()}
+
+
+def _rule(key, value):
+    if not (inspect.isclass(key) and issubclass(key, keras.Layer)):
+        raise TypeError(f"The keys of `tricks` are classes of Keras layers. Received: {key!r}")
+    if isinstance(value, str):
+        if value not in _NAMED:
+            raise ValueError(f"There is no trick called {value!r}; there are {', '.join(map(repr, _NAMED))}.")
+        classes, carry, obstacle, arguments = _NAMED[value]
+        if key not in classes:
+            names = ", ".join(cls.__name__ for cls in classes)
+            raise ValueError(f"{value!r} is a trick for layers of class {names}. Received: {key.__name__}")
+        return _Rule(lambda layer: classes[key].from_config({**layer.get_config(), **arguments}), carry, obstacle)
+    if inspect.isclass(value) and issubclass(value, keras.Layer):
+        return _Rule(lambda layer: _from_config_of(value, layer), _carry_by_name)
+    if callable(value) and not inspect.isclass(value) and not isinstance(value, keras.Layer):
+        return _Rule(lambda layer: _from_function(value, layer), _carry_by_name)
+    raise TypeError(
+        f"The values of `tricks` are names ({', '.join(map(repr, _NAMED))}), classes of Keras layers, or functions "
+        f"from layer to layer. Received for {key.__name__}: {value!r}"
+    )
+
+
+def _from_config_of(cls, layer):
+    try:
+        return cls.from_config(layer.get_config())
+    except TypeError as error:
+        raise ValueError(
+            f"{cls.__name__} cannot be made from the config of {type(layer).__name__} {layer.name!r}. Give a function "
+            "from layer to layer instead of the class."
+        ) from error
+
+
+def _from_function(function, layer):
+    copy = _plain_copy(layer)
+    new = function(copy)
+    if new is None or new is copy:
+        return None
+    if not isinstance(new, keras.Layer):
+        raise TypeError(
+            f"The function for {type(layer).__name__} has to return a Keras layer or None. It gave: {new!r}"
+        )
+    return new
+
+
+def _plain_copy(layer):
+    try:
+        config = _unbuilt(layer.get_config())
+        if isinstance(layer, keras.layers.Lambda):
+            copy = type(layer).from_config(config, safe_mode=False)  # its code is already in this process
+            copy.function, copy.mask = layer.function, layer.mask  # those of the config have lost their globals
+        else:
+            copy = type(layer).from_config(config)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ValueError(
+            f"`convert` makes a copy of each layer, and {type(layer).__name__} {layer.name!r} cannot be made from its "
+            "config, as saving and loading would need too. Let its `get_config` return all arguments of its `__init__`."
+        ) from error
+    if hasattr(layer, "save_assets"):  # a vocabulary
+        with tempfile.TemporaryDirectory() as folder:
+            layer.save_assets(folder)
+            copy.load_assets(folder)
+    return copy
+
+
+def _unbuilt(config):
+    """Lets the copy build what is inside it, as the original did; otherwise the weights' paths would be shorter."""
+    if isinstance(config, dict):
+        return {k: _unbuilt(v) for k, v in config.items() if k != "build_config"}
+    return [_unbuilt(v) for v in config] if isinstance(config, list) else config
+
+
+def _carry_nothing(old, new):
+    pass
+
+
+def _carry_everything(old, new):
+    for a, b in zip(_inside(old), _inside(new), strict=True):
+        b.trainable = a.trainable
+        _carry_everything(a, b)
+    for a, b in zip(old.variables, new.variables, strict=True):
+        _assign(b, a)
+    if isinstance(new, keras.layers.Normalization):
+        new.finalize_state()  # it uses tensors that it once made from its weights
+
+
+def _carry_around(old, new):
+    """The weights of a wrapper, without those of the layer in it."""
+    own = [[v for v in x.variables if not any(v is inner for inner in x.layer.variables)] for x in (old, new)]
+    for a, b in zip(*own, strict=True):
+        _assign(b, a)
+
+
+def _carry_by_name(old, new):
+    names = collections.Counter(v.name for v in [*old.variables, *new.variables])
+    variables = {v.name: v for v in old.variables}
+    for v in new.variables:
+        if v.name in variables and names[v.name] == 2 and tuple(v.shape) == tuple(variables[v.name].shape):
+            _assign(v, variables[v.name])
+
+
+def _assign(variable, value):
+    variable.assign(keras.ops.convert_to_numpy(value))
+    if not value.trainable:
+        variable.trainable = False
+
+
+def _carry_extended(old, new):
+    _carry_by_name(old, new)
+    equal = ExtendedBatchNormalization.from_batch_normalization(old)
+    for v, value in zip(new.variables, equal.variables, strict=True):
+        v.assign(keras.ops.convert_to_numpy(value))
+
+
+def _carry_to_square_branch(old, new):
+    _assign(new.kernel, old.kernel)
+    # Until it has seen data the normalisation divides by sqrt(1 + epsilon) and no more.
+    square = new.square_normalization
+    square.gamma.assign(keras.ops.full(square.gamma.shape, (1 + square.epsilon) ** 0.5, square.gamma.dtype))
+    if old.use_bias:
+        _assign(square.beta, old.bias)
+
+
+def _cannot_standardize(layer):
+    shape = tuple(layer.kernel.shape)
+    unit_axes = 2 if isinstance(layer, keras.layers.DepthwiseConv2D) else 1
+    if all(size == 1 for size in shape[:-unit_axes]):
+        return f"its kernel of shape {shape} has one weight for each output unit, and standardising that makes it 0"
+    return _has_other_kernel(layer)
+
+
+def _has_other_kernel(layer):
+    if getattr(layer, "lora_enabled", False):
+        return "its kernel has a LoRA addition"
+    if getattr(layer, "quantization_mode", None):
+        return "its kernel is quantized"
+    return None
+
+
+def _cannot_be_asymmetric(layer):
+    if any(size % 2 == 0 or size == 1 for size in layer.kernel_size):
+        return f"its kernel of size {layer.kernel_size} has no middle row and column: sides must be odd and 3 or more"
+    return _has_other_kernel(layer)
+
+
+def _cannot_extend(layer):
+    return "it has renorm=True, which ExtendedBatchNormalization does not have" if layer.renorm else None
+
+
+_Named = collections.namedtuple("_Named", "classes carry obstacle arguments")
+
+_NAMED = {
+    "ws_conv": _Named(
+        {
+            keras.layers.Conv1D: WSConv1D,
+            keras.layers.Conv2D: WSConv2D,
+            keras.layers.Conv3D: WSConv3D,
+            keras.layers.DepthwiseConv2D: WSDepthwiseConv2D,
+            keras.layers.Dense: WSDense,
+        },
+        _carry_by_name,
+        _cannot_standardize,
+        {},
+    ),
+    "ac_conv": _Named(
+        {keras.layers.Conv2D: ACConv2D},
+        _carry_to_square_branch,
+        _cannot_be_asymmetric,
+        {"gamma": "single"},
+    ),
+    "extended_batch_normalization": _Named(
+        {keras.layers.BatchNormalization: ExtendedBatchNormalization},
+        _carry_extended,
+        _cannot_extend,
+        {"scale": True},  # gamma takes up what the variances differ by
+    ),
+    "rezero": _Named({keras.layers.Add: ReZeroAdd}, _carry_nothing, lambda layer: None, {}),
+}
+
+
+# What is refused
+
+
+def _check_model(model):
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`convert` expects a keras.Model. Received: {model!r}")
+    if not model.built or (isinstance(model, keras.Sequential) and not _is_graph(model)):
+        raise ValueError(
+            f"`convert`: model {model.name!r} is not built, so its layers have no weights yet. Begin it with "
+            "keras.Input(shape), or call `model.build(input_shape)` first."
+        )
+    if not _is_graph(model):
+        raise ValueError(
+            f"`convert`: {type(model).__name__} {model.name!r} is a subclassed model, whose `call` is code that cannot "
+            "be rewritten. Use the tricks' layers in that code, or convert the Functional models that it holds before "
+            "handing them to it."
+        )
+    if not _builds_as_keras_does(model):
+        raise ValueError(
+            f"`convert`: {type(model).__name__} {model.name!r} has an `__init__` or `call` of its own, which a copy "
+            "would lose. Convert its graph, as a plain model: `convert(keras.Model(model.input, model.output), ...)`."
+        )
+
+
+def _check_keys(rules, places):
+    counts = collections.Counter(type(layer) for layer in {id(p.layer): p.layer for p in places}.values())
+    for key in rules:
+        if not counts[key]:
+            there = ", ".join(f"{n} {cls.__name__}" for cls, n in counts.most_common())
+            raise ValueError(
+                f"`convert`: no layer of the model is of class {key.__name__}; subclasses do not count. "
+                f"Its layers are: {there}."
+            )
+
+
+def _check_sharing(places):
+    """What a closed layer shares with the rest could not stay shared, since it is copied from its config."""
+    closed = {}
+    for p in places:
+        other = closed.setdefault(id(p.layer), p.closed)
+        if other is not p.closed:
+            name = next(c.name for c in (p.closed, other) if c is not None)
+            raise ValueError(
+                f"`convert`: layer {p.path!r} is also used outside of {name!r}, which `convert` does not open, so it "
+                "would not stay shared. Share no layer there, or convert before building this model."
+            )
+
+
+def _excluded(exclude, places):
+    """What excludes a layer, in words, by the layer's id."""
+    if exclude is None:
+        return {}
+    single = isinstance(exclude, str | keras.Layer) or inspect.isclass(exclude)
+    result = {}
+    for entry in [exclude] if single else exclude:
+        word, hits = _matcher(entry)
+        found = {id(p.layer): word for p in places if hits(p)}
+        if not found:
+            paths = "\n  ".join(dict.fromkeys(p.path for p in places))
+            raise ValueError(
+                f"`exclude`: {word} matches none of the layers that would be changed. Expected a regular expression "
+                f"that is found in one of these paths, or one of their layers or classes:\n  {paths}"
+            )
+        result = {**found, **result}
+    return result
+
+
+def _matcher(entry):
+    if isinstance(entry, str):
+        try:
+            pattern = re.compile(entry)
+        except re.error as error:
+            raise ValueError(f"`exclude` holds an invalid regular expression: {entry!r} ({error}).") from error
+        return repr(entry), lambda p: pattern.search(p.path)
+    if isinstance(entry, keras.Layer):
+        return f"layer {entry.name!r}", lambda p: any(x is entry for x in (p.layer, *p.holders))
+    if inspect.isclass(entry) and issubclass(entry, keras.Layer):
+        return f"class {entry.__name__}", lambda p: any(isinstance(x, entry) for x in (p.layer, *p.holders))
+    raise TypeError(
+        "`exclude` expects None, or a list of regular expressions on layer paths, layers or layer classes. "
+        f"Received an entry of type {type(entry).__name__}: {entry!r}"
+    )
+
+
+def _scope_of(model):
+    """The strategy that the model was made under, so that the copy's weights are laid out as the original's."""
+    if keras.backend.backend() != "tensorflow":
+        return contextlib.nullcontext()
+    return model.distribute_strategy.scope()

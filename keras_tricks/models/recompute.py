@@ -1,0 +1,332 @@
+"""A model cut into segments that forget their activations: square-root memory for one more forward pass.
+
+    bytes kept = sum of the tensors between segments + the largest segment          least of all cuts
+
+For n equal layers the best segments have sqrt(n) layers. Chen et al., 2016, arXiv:1604.06174, whose heuristic fills
+segments up to a budget; here every budget is tried, and the cuts are the best for it.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_tricks.layers.recompute import Recompute
+
+
+@dataclasses.dataclass(frozen=True)
+class RecomputeReport:
+    """What `recompute` expects of its cuts. Bytes are for one example, from the layers' output shapes.
+
+    Attributes:
+        before: Bytes of activations that the model keeps for the backward pass.
+        after: The same after cutting: tensors between segments, and the largest segment.
+        segments: For each segment, the name of its last layer and its bytes. The last one is not recomputed.
+        measured: With `measure`, the peak memory of one training step in bytes, before and after; else `None`.
+    """
+
+    before: int
+    after: int
+    segments: tuple
+    measured: tuple | None = None
+
+    def __str__(self):
+        lines = [f"expected: {self.before:,} -> {self.after:,} bytes an example ({self.after / self.before:.0%})"]
+        if self.measured:
+            before, after = self.measured
+            lines.append(f"measured: {before:,} -> {after:,} bytes a step ({after / before:.0%})")
+        return "\n".join(lines + [f"  up to {name}: {size:,} bytes" for name, size in self.segments])
+
+
+def recompute(model, segments="sqrt", measure=None):
+    """Cuts a model into segments and returns a model that recomputes each of them in the backward pass.
+
+    The new model has the same layers, so the same weights: training one trains the other. `model` itself is not
+    changed. Losses and gradients are the same, bit for bit in graph mode; activations need about the square root of
+    the memory, and a step costs up to one more forward pass.
+
+    The model can be cut where a single tensor leads from what comes before to what comes after (inputs and masks do
+    not count), so residual blocks and models inside the model stay whole. Everything but the last segment, whose
+    activations are needed at once, is wrapped in `keras_tricks.layers.Recompute`. The cuts minimise the bytes of the
+    tensors between segments plus those of the largest segment. A layer counts as its outputs, twice where it has an
+    activation; unknown sizes count as 1.
+
+    Args:
+        model: A built Sequential or Functional `keras.Model`. If it is compiled, the new one is compiled alike, with
+            a new optimizer.
+        segments: `"sqrt"` for the best number of segments (about the square root of the number of layers); an
+            integer for that number, at least 2; or a list of layers or names to cut after. Defaults to `"sqrt"`.
+        measure: A batch size, to measure the peak memory of a training step on the CPU before and after, each in a
+            process of its own. Takes half a minute or more, Linux, and a model that loads without `custom_objects`.
+            Defaults to `None`, not to measure.
+
+    Returns:
+        A Functional `keras.Model` of the same name, with a `recompute_report` that prints what to expect.
+
+    Raises:
+        TypeError: If `model` is not a Functional or Sequential model, or `segments` is none of the above.
+        ValueError: If `model` is not built, cannot be cut, or not there, or not so often, or gains nothing.
+        RuntimeError: If a training step cannot be measured.
+
+    Example:
+    >>> import keras, keras_tricks as kt
+    >>> layers = [keras.layers.Dense(64, activation="relu") for _ in range(9)]
+    >>> model = kt.models.recompute(keras.Sequential([keras.Input((64,)), *layers]))
+    >>> print(model.recompute_report.after / model.recompute_report.before < 0.5)
+    True
+
+    Reference:
+        Tianqi Chen, Bing Xu, Chiyuan Zhang, Carlos Guestrin, "Training Deep Nets with Sublinear Memory Cost", 2016,
+        arXiv:1604.06174.
+    """
+    graph = _functional(model)
+    chain = _chain(graph)
+    ends = [piece.end for piece in chain[:-1]]
+    if not ends:
+        raise ValueError(
+            f"Model {model.name!r} has no place to cut: nowhere does a single tensor lead from one part to the next. "
+            "Wrap blocks in `keras_tricks.layers.Recompute` where you make the model."
+        )
+    cuts = _cuts(chain, segments)
+    new = _rebuild(graph, [chain[c - 1] for c in cuts])
+    if type(new) is not type(graph):
+        raise TypeError(
+            f"Model {model.name!r} is a {type(model).__name__} whose constructor is its own, so it cannot be made anew "
+            "around segments. Wrap blocks in `keras_tricks.layers.Recompute` where you make the model."
+        )
+    if graph is not model and model.compiled:
+        new.compile_from_config(model.get_compile_config())
+    new.recompute_report = _report(chain, cuts)
+    if measure:
+        measured = tuple(_peak_in_a_process(m, measure) for m in (model, new))
+        new.recompute_report = dataclasses.replace(new.recompute_report, measured=measured)
+    return new
+
+
+def _functional(model):
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`recompute` expects a keras.Model. Received: {model!r}")
+    if not model.built:
+        raise ValueError(f"Model {model.name!r} is not built. Give it a `keras.Input`, or call it on data first.")
+    if isinstance(model, keras.Sequential):
+        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    if not hasattr(model, "operations"):
+        raise TypeError(
+            f"`recompute` cuts Functional and Sequential models; {type(model).__name__} {model.name!r} is subclassed "
+            "and its layers are not a graph. Wrap its blocks in `keras_tricks.layers.Recompute`."
+        )
+    return model
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """Operations between two neighbouring places to cut."""
+
+    end: int  # position of its last operation, where a single tensor leaves it
+    output: int  # which of that operation's outputs it is
+    name: str
+    edge: int  # bytes of that tensor
+    work: int  # bytes of all outputs
+
+
+def _chain(graph):
+    """The model as a chain of pieces, in the order in which it runs."""
+    calls = []
+
+    def record(operation, *args, **kwargs):
+        outputs = operation(*args, **kwargs)
+        calls.append((operation, _tensors((args, kwargs)), tree.flatten(outputs)))
+        return outputs
+
+    plain = keras.Model(graph.input, graph.output)  # not compiled, so neither is its clone
+    clone = keras.models.clone_model(plain, clone_function=lambda operation: operation, call_function=record)
+    last_use = {}
+    for position, (_, inputs, _) in enumerate(calls):
+        last_use.update({id(t): position for t in inputs})
+    last_use.update({id(t): len(calls) for t in clone.outputs})
+    # Inputs, and masks and indices made of them alone, may be used anywhere: they take no memory worth saving.
+    light = {id(t) for t in clone.inputs}
+    pieces, live, work = [], set(), 0
+    for position, (operation, inputs, outputs) in enumerate(calls):
+        if all(id(t) in light for t in inputs) and not any(keras.backend.is_float_dtype(t.dtype) for t in outputs):
+            light.update(map(id, outputs))
+        live.update(id(t) for t in outputs if id(t) not in light)
+        live = {key for key in live if last_use.get(key, -1) > position}
+        work += _bytes(operation, outputs)
+        made_here = [index for index, t in enumerate(outputs) if id(t) in live]
+        if position == len(calls) - 1 or (len(live) == 1 and made_here):
+            output = made_here[0] if made_here else 0
+            pieces.append(_Piece(position, output, operation.name, _size(outputs[output]), work))
+            work = 0
+    return pieces
+
+
+def _tensors(structure):
+    return [t for t in tree.flatten(structure) if isinstance(t, keras.KerasTensor)]
+
+
+def _bytes(operation, outputs):
+    inner = getattr(operation, "operations", None)
+    if inner is not None or isinstance(operation, keras.Sequential):
+        return sum(piece.work for piece in _chain(_functional(operation)))
+    activated = getattr(operation, "activation", None) not in (None, keras.activations.linear)
+    return sum(map(_size, outputs)) * (2 if activated else 1)
+
+
+def _size(tensor):
+    bits = re.search(r"\d+", tensor.dtype)
+    return math.prod(d or 1 for d in tensor.shape[1:]) * (int(bits[0]) // 8 if bits else 1)
+
+
+def _cuts(chain, segments):
+    """How many pieces lie before each cut."""
+    if isinstance(segments, (list, tuple)):
+        return _named(chain, segments)
+    most = len(chain)
+    if segments == "sqrt":
+        cuts = _best(chain, None)
+        if not cuts:
+            raise ValueError(
+                "Cutting this model would save nothing: no two segments together keep less than the whole. "
+                f"It could be cut after: {[p.name for p in chain[:-1]]}"
+            )
+        return cuts
+    if isinstance(segments, bool) or not isinstance(segments, int):
+        raise TypeError(
+            f"`segments` must be 'sqrt', a number, or a list of layers or their names. Received: segments={segments!r}"
+        )
+    if not 2 <= segments <= most:
+        raise ValueError(
+            f"`segments` must be from 2 to {most}, as many as this model has places to cut and one. "
+            f"Received: segments={segments}"
+        )
+    return _best(chain, segments)
+
+
+def _named(chain, layers):
+    names = [layer if isinstance(layer, str) else getattr(layer, "name", layer) for layer in layers]
+    places = [piece.name for piece in chain[:-1]]
+    if not names or not set(names) <= set(places):
+        raise ValueError(
+            f"`segments` must name layers after which a single tensor leads on: {places}. Received: {names}"
+        )
+    return [index for index, name in enumerate(places, start=1) if name in names]
+
+
+def _best(chain, count):
+    """The cuts with the least sum of edges plus largest segment, by trying every size of the largest segment."""
+    starts = [0, *itertools.accumulate(piece.work for piece in chain)]
+    sizes = sorted({b - a for a, b in itertools.combinations(starts, 2)})
+    sizes = sizes[:: max(1, len(sizes) // 256)]
+    plans = []
+    for budget in [*sizes, starts[-1]]:
+
+        @functools.cache
+        def edges(end, left, budget=budget):
+            """Least bytes of edges before piece `end`, with `left` segments, and the cuts."""
+            if end == 0:
+                return (0, ()) if not left else (math.inf, ())
+            best = (math.inf, ())
+            if left == 0:
+                return best
+            for begin in range(end - 1, -1, -1):
+                if starts[end] - starts[begin] > budget:
+                    break
+                kept, cuts = edges(begin, left and left - 1)
+                if begin:
+                    kept, cuts = kept + chain[begin - 1].edge, (*cuts, begin)
+                best = min(best, (kept, cuts))
+            return best
+
+        for end in range(len(chain)):  # in this order, so that it does not recurse deeply
+            edges(end, count and 0)
+        plans.append(edges(len(chain), count)[1])
+    valid = [plan for plan in plans if count is None or len(plan) == count - 1]
+    return list(min(valid, key=lambda plan: (_report(chain, plan).after, len(plan))))
+
+
+def _report(chain, cuts):
+    bounds = [0, *cuts, len(chain)]
+    parts = [chain[a:b] for a, b in itertools.pairwise(bounds)]
+    works = [sum(piece.work for piece in part) for part in parts]
+    after = max(works) + sum(part[-1].edge for part in parts[:-1])
+    return RecomputeReport(sum(works), after, tuple((p[-1].name, w) for p, w in zip(parts, works, strict=True)))
+
+
+def _rebuild(model, ends):
+    """The model on new inputs; at each end, what has been run since the last one becomes a segment."""
+    inputs = tree.map_structure(lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name), model.input)
+    ends = {piece.end: piece for piece in ends}
+    position, number = itertools.count(), itertools.count(1)
+    start, others, inside = inputs, {}, {id(t) for t in tree.flatten(inputs)}
+
+    def call(operation, *args, **kwargs):
+        nonlocal start, others, inside
+        outputs = operation(*args, **kwargs)
+        others.update({id(t): t for t in _tensors((args, kwargs)) if id(t) not in inside})
+        flat = tree.flatten(outputs)
+        inside.update(map(id, flat))
+        piece = ends.get(next(position))
+        if piece is None:
+            return outputs
+        name = f"segment_{next(number)}_{piece.name}"
+        inputs = [start, *others.values()] if others else start
+        segment = _Segment(inputs, flat[piece.output], name=name)
+        flat[piece.output] = start = Recompute(segment, name=f"recompute_{name}")(inputs)
+        others, inside = {}, {id(start)}
+        return tree.pack_sequence_as(outputs, flat)
+
+    return keras.models.clone_model(
+        model, input_tensors=inputs, clone_function=lambda operation: operation, call_function=call
+    )
+
+
+@keras.saving.register_keras_serializable(package="keras_tricks")
+class _Segment(keras.Model):
+    """A Functional model; masks pass through it from layer to layer, which Keras' own does not declare."""
+
+    def compute_mask(self, inputs, previous_mask):
+        return None
+
+
+def _peak_in_a_process(model, batch_size):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.keras")
+        model.save(path)
+        code = f"from keras_tricks.models.recompute import _print_peak; _print_peak({path!r}, {batch_size})"
+        child = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        )
+    if child.returncode:
+        raise RuntimeError(f"A training step of {model.name!r} could not be measured:\n{child.stderr[-2000:]}")
+    return int(child.stdout.split()[-1])
+
+
+def _print_peak(path, batch_size):
+    """Prints by how many bytes a training step, on zeros, raises the peak memory of this process."""
+    model = _functional(keras.models.load_model(path, compile=False))
+    x, y = (
+        tree.map_structure(lambda t: np.zeros((batch_size, *(d or 1 for d in t.shape[1:])), t.dtype), tensors)
+        for tensors in (model.input, model.output)
+    )
+    model.compile("sgd", tree.map_structure(lambda t: "mse", model.output))
+    model.train_on_batch(tree.map_structure(lambda t: t[:1], x), tree.map_structure(lambda t: t[:1], y))
+    start = _peak_memory()
+    model.train_on_batch(x, y)
+    print(_peak_memory() - start)
+
+
+def _peak_memory():
+    # Not `resource.getrusage`: there a process starts with the peak of the one that started it.
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
