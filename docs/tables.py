@@ -7,6 +7,7 @@ import re
 from keras_tricks import catalog
 
 ROOT = pathlib.Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def put(page, mark, table):
@@ -17,9 +18,9 @@ def put(page, mark, table):
     path.write_text(re.sub(f"{begin}.*{end}", lambda _: begin + table + end, text, flags=re.S), encoding="utf-8")
 
 
-def speed():
-    """The rows of the last run of `benchmarks/speed.py`."""
-    with (ROOT / "benchmarks" / "results" / "speed.csv").open(encoding="utf-8") as file:
+def speed(results):
+    """The rows of the last run of `benchmarks/speed.py` or `benchmarks/layers.py`."""
+    with results.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     last = {}
     for row in reversed(rows):
@@ -32,17 +33,14 @@ def speed():
         f"{run['cores']} CPU cores, {run['gpus']} GPUs:\n",
         "| comparison | variant | ms | ratio |",
         "| --- | --- | --- | --- |",
-        *[f"| {r['comparison']} | {r['variant']} | {r['ms']} | {r['ratio']} |" for r in last.values()],
+        *[f"| {r['comparison']} | {r['variant']} | {r['ms']} | {r['ratio']} |" for r in reversed(last.values())],
     ]
     return "\n".join(lines) + "\n"
 
 
-OPTIMIZERS = ROOT / "benchmarks" / "results" / "optimizers.csv"
-
-
-def optimizers():
+def optimizers(results):
     """The rows of the last run of `benchmarks/optimizers.py`, a table for each set of variables."""
-    with OPTIMIZERS.open(encoding="utf-8") as file:
+    with results.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     run = rows[-1]
     stack = ("date", "python", "keras", "tensorflow", "jax", "optax", "torch", "cores", "gpus")
@@ -72,6 +70,6 @@ def optimizers():
 
 put("README.md", "tricks", catalog.markdown_table("docs/tricks/"))
 put("docs/index.md", "tricks", catalog.markdown_table("tricks/"))
-put("docs/benchmarks.md", "speed", speed())
-if OPTIMIZERS.exists():
-    put("docs/benchmarks.md", "optimizers", optimizers())
+put("docs/benchmarks.md", "speed", speed(RESULTS / "speed.csv"))
+put("docs/benchmarks.md", "layers", speed(RESULTS / "layers.csv"))
+put("docs/benchmarks.md", "optimizers", optimizers(RESULTS / "optimizers.csv"))

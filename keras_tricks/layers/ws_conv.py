@@ -41,8 +41,10 @@ class _StandardizesKernel:
             )
         self.gain = None
         if self.use_gain:
+            # Of rank 1, also for depthwise kernels: what optimizers leave out of weight decay.
+            units = math.prod(shape[-self.unit_axes :])
             self.gain = self.add_weight(
-                name="gain", shape=shape[-self.unit_axes :], initializer="ones", dtype=self.dtype, autocast=False
+                name="gain", shape=(units,), initializer="ones", dtype=self.dtype, autocast=False
             )
         if lora_rank:
             self.enable_lora(lora_rank, lora_alpha=self.lora_alpha)
@@ -61,7 +63,7 @@ class _StandardizesKernel:
         fan_in = math.prod(kernel.shape[: -self.unit_axes])
         scale = ops.rsqrt(ops.maximum(variance * fan_in, self.epsilon))
         if self.gain is not None:
-            scale = scale * ops.cast(self.gain, kernel.dtype)
+            scale = scale * ops.reshape(ops.cast(self.gain, kernel.dtype), kernel.shape[-self.unit_axes :])
         return centred * scale
 
     def fused(self):
@@ -181,7 +183,7 @@ class WSConv3D(_StandardizesConvolution, keras.layers.Conv3D):
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
 @_documented(
-    "2D depthwise convolution", "(channels, depth_multiplier)", '3, padding="same"', (2, 9, 9, 4), (2, 9, 9, 4)
+    "2D depthwise convolution", "(channels * depth_multiplier,)", '3, padding="same"', (2, 9, 9, 4), (2, 9, 9, 4)
 )
 class WSDepthwiseConv2D(_StandardizesKernel, keras.layers.DepthwiseConv2D):
     plain = keras.layers.DepthwiseConv2D

@@ -148,11 +148,11 @@ def test_it_trains_a_deep_network_that_does_not_train_without():
 
     def accuracy(wrap):
         keras.utils.set_random_seed(0)
-        blocks = [wrap(keras.layers.Dense(32, "relu")) for _ in range(20)]
+        blocks = [wrap(keras.layers.Dense(32, "relu")) for _ in range(16)]
         model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(32), *blocks, keras.layers.Dense(10)])
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.Adam(0.003), loss, metrics=["accuracy"])
-        model.fit(x[:1400], y[:1400], batch_size=50, epochs=3, verbose=0)
+        model.fit(x[:1400], y[:1400], batch_size=100, epochs=5, verbose=0)
         return model.evaluate(x[1400:], y[1400:], verbose=0)[1]
 
     plain, rezero = accuracy(lambda layer: layer), accuracy(kt.layers.ReZero)

@@ -444,7 +444,7 @@ def test_a_function_may_freeze_what_it_returns():
         (layers.Conv2D, {"net/stem", "net/first", "net/second", "last"}),
         ([], set()),
     ],
-    ids=str,
+    ids=["name", "patterns", "path", "model", "layer in it", "class of model", "class of layer", "nothing"],
 )
 def test_what_is_excluded_is_left(exclude, left):
     inner = residual()
@@ -494,7 +494,7 @@ def test_nothing_left_to_change_is_an_error_that_lists_the_reasons():
         ({layers.Conv2D: layers.Dense}, ValueError, "Dense cannot be made from the config of Conv2D 'stem'"),
         ({layers.Conv2D: lambda layer: "no"}, TypeError, "has to return a Keras layer"),
     ],
-    ids=str,
+    ids=["empty", "list", "name as key", "unknown", "other class", "number", "layer", "config", "no layer"],
 )
 def test_tricks_that_make_no_sense_are_refused(tricks, error, words):
     with pytest.raises(error, match=re.escape(words)):
