@@ -31,8 +31,6 @@ def results():
         if trick.kind == "optimizer" and trick.make:
             everything = {"gradient_accumulation_steps": 2, "global_clipnorm": 0.5, "use_ema": True}
             ends[f"{trick.name} everything"] = runs.train(lambda t=trick, o=everything: t.make(**o), network=dense)
-            overwriting = {"gradient_accumulation_steps": 2, "use_ema": True, "ema_overwrite_frequency": 2}
-            ends[f"{trick.name} overwriting"] = runs.train(lambda t=trick, o=overwriting: t.make(**o), network=dense)
         elif trick.kind == "layer" and trick.make:
             layer, shape = trick.make()
             random = np.random.default_rng(1)
@@ -43,6 +41,8 @@ def results():
                 return with_fixed_weights(keras.Sequential([keras.Input(shape), layer, keras.layers.Flatten(), head]))
 
             ends[trick.name] = runs.train(lambda: keras.optimizers.SGD(0.05), network=network, data=data)
+    overwriting = {"gradient_accumulation_steps": 2, "use_ema": True, "ema_overwrite_frequency": 2}
+    ends["LAMB overwriting"] = runs.train(lambda: kt.LAMB(0.01, **overwriting), network=dense)
     schedule = kt.schedules.CyclicalLearningRate(0.001, 0.1, 3, mode="exp_range", gamma=0.97)
     for name, optimizer in {
         "LAMB": lambda: kt.LAMB(0.1),

@@ -34,3 +34,9 @@ def mode(request):
 @pytest.fixture(params=["float32", "mixed_bfloat16", "mixed_float16"])
 def precision(request):
     return request.param
+
+
+def pytest_collection_modifyitems(items):
+    """The longest tests first, or one of two processes would end with them while the other has nothing to do."""
+    longest = ("test_training_ends_where_it_does_on_tensorflow", "test_everything_at_once", "test_on_jax")
+    items.sort(key=lambda item: not item.name.startswith(longest))

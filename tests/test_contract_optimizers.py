@@ -1,5 +1,7 @@
 """What every optimizer of the catalogue keeps to; a new record is tested by being there."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -18,6 +20,12 @@ def make(request):
     return request.param.make
 
 
+@functools.cache
+def plain(make):
+    """One epoch on one device, as a graph, in float32: what most tests compare with."""
+    return runs.train(make, epochs=1)
+
+
 def innermost(optimizer):
     return innermost(optimizer.inner_optimizer) if hasattr(optimizer, "inner_optimizer") else optimizer
 
@@ -31,9 +39,8 @@ def test_config_round_trip(make):
 
 
 def test_the_result_is_the_same_eager_compiled_under_xla_and_on_two_replicas(make):
-    plain = runs.train(make, epochs=1)
     for mode, replicas in (("eager", 1), ("xla", 1), ("graph", 2)):  # XLA on two: the next tests
-        runs.assert_same_weights(plain, runs.train(make, mode, replicas, epochs=1), 2e-5)
+        runs.assert_same_weights(plain(make), runs.train(make, mode, replicas, epochs=1), 2e-5)
 
 
 def test_a_training_loop_of_the_users_own_gives_the_same(make):
@@ -59,19 +66,18 @@ def test_the_step_alone_under_xla_gives_the_same(make):
         stepping_optimizer(optimizer).jit_compile = True
         return optimizer
 
-    runs.assert_same_weights(runs.train(make, epochs=1), runs.train(compiled, replicas=2, epochs=1), 2e-5)
+    runs.assert_same_weights(plain(make), runs.train(compiled, replicas=2, epochs=1), 2e-5)
 
 
-def test_every_precision_on_two_replicas_under_xla(make):
+def test_mixed_precision_on_two_replicas_under_xla(make):
     def scaled():
         optimizer = make()
         is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         return optimizer if is_scaled else kt.LossScaleOptimizer(optimizer)
 
-    plain = runs.train(make, epochs=1)
-    for precision in ("float32", "mixed_bfloat16", "mixed_float16"):
+    for precision in ("mixed_bfloat16", "mixed_float16"):  # float32: where it accumulates, below
         other = runs.train(scaled, "xla", 2, precision, epochs=1)
-        runs.assert_same_weights(plain, other, runs.tolerance(precision))
+        runs.assert_same_weights(plain(make), other, runs.tolerance(precision))
 
 
 @pytest.mark.parametrize("policy", ["bfloat16", "float16"])
@@ -121,11 +127,10 @@ def test_learning_rate_can_be_a_schedule_a_function_or_set_while_training(make):
 
     runs.train(make, replicas=2, callbacks=[Halve()])
     assert rates == pytest.approx([0.01, 0.005])
-    schedule = keras.optimizers.schedules.ExponentialDecay(0.01, 1, 0.5)
-    assert np.isfinite(runs.train(lambda: with_rate(make, schedule), epochs=1).losses).all()
-    constant = runs.train(lambda: with_rate(make, 0.01), epochs=1)
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([2], [0.01, 0.01])
+    scheduled = runs.train(lambda: with_rate(make, schedule), epochs=1)
     function = runs.train(lambda: with_rate(make, lambda: 0.01), epochs=1)
-    runs.assert_same_weights(constant, function, 1e-6)
+    runs.assert_same_weights(scheduled, function, 1e-6)
 
 
 def with_rate(make, rate):

@@ -84,9 +84,16 @@ def test_low_precision_variables_move_and_stay_finite(dtype):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"clipnorm": 0.5}, {"global_clipnorm": 0.5, "gradient_accumulation_steps": 2}], ids=str
+    ("options", "xla", "replicas"),
+    [
+        ({}, False, 1),
+        ({"clipnorm": 0.5}, True, 1),
+        ({"clipnorm": 0.5}, False, 2),
+        ({"global_clipnorm": 0.5, "gradient_accumulation_steps": 2}, False, 1),
+        ({"global_clipnorm": 0.5, "gradient_accumulation_steps": 2}, True, 2),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("xla", [False, True])
 def test_repeated_ids_of_an_embedding_count_as_their_sum(options, xla, replicas):
     ids = np.array([[1, 1, 2], [1, 0, 2], [3, 1, 1], [2, 2, 2]])
 
