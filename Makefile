@@ -47,7 +47,7 @@ test: lint
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m "not slow"
 
 test-all: lint
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
+	XLA_FLAGS= $(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

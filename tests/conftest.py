@@ -3,6 +3,9 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# The tests compile hundreds of small programs under XLA and run each a few times, so LLVM's optimisation is a seventh
+# of their time. `make test-all` leaves it on.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import keras
 import pytest
