@@ -88,6 +88,19 @@ def test_exported_as_a_saved_model_it_computes_the_same(trick, tmp_path):
     np.testing.assert_allclose(exported.serve(x), model(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated:UserWarning")
+def test_exported_for_small_devices_it_computes_the_same(trick, tmp_path):
+    model = network_of(trick)()
+    x, _ = data_of(trick)
+    model.export(tmp_path / "small.tflite", format="litert", verbose=False)
+    interpreter = tf.lite.Interpreter(str(tmp_path / "small.tflite"))
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x[:1])
+    interpreter.invoke()
+    computed = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    np.testing.assert_allclose(computed, model(x[:1]), rtol=1e-5, atol=1e-5)
+
+
 def test_saved_loaded_and_continued_equals_uninterrupted(trick, tmp_path):
     x, y = data_of(trick)
     run = runs.train(kt.LAMB, network=network_of(trick), data=(x, y), epochs=1)
