@@ -254,3 +254,29 @@ def asymmetric_convolution(x, kernels, normalize, strides, padding, dilation=1, 
     whole[2][:, width // 2] = kernels[2][:, 0]
     branches = (convolved(x, kernel, strides, padding, dilation, groups) for kernel in whole)
     return sum(f(branch) for f, branch in zip(normalize, branches, strict=True))
+
+
+def re_sampled(counts, q, epoch=None, epochs=None):
+    """Elements of each class in an epoch: the share of each class times their sum, in float64, not yet whole."""
+    counts = np.asarray(counts, np.float64)
+    share = np.array([n**q if n else 0.0 for n in counts])
+    share /= share.sum()
+    if epochs is not None:
+        share = (1 - epoch / epochs) * counts / counts.sum() + epoch / epochs * share
+    return share * counts.sum()
+
+
+def remixed(x, y, counts, partner, lam, kappa, tau):
+    """Remix example by example. `y` are integers."""
+    images, labels = np.empty_like(x), np.zeros((len(y), len(counts)))
+    for i, j in enumerate(partner):
+        ratio = counts[y[i]] / counts[y[j]]
+        weight = lam[i]
+        if ratio >= kappa and lam[i] < tau:
+            weight = 0.0
+        elif ratio <= 1 / kappa and 1 - lam[i] < tau:
+            weight = 1.0
+        images[i] = lam[i] * x[i] + (1 - lam[i]) * x[j]
+        labels[i, y[i]] += weight
+        labels[i, y[j]] += 1 - weight
+    return images, labels

@@ -1,0 +1,260 @@
+"""Re-sampling of imbalanced classes.
+
+    p_j = n_j^q / sum_i n_i^q        q = 1: as the data are (instance), 1/2: square root, 0: balanced, -1: reversed
+    epoch t of T, progressive:       (1 - t/T) · n_j/N + (t/T) · p_j
+
+An epoch keeps its N elements: class j gives m_j of them, the p_j · N rounded so that they add up to N. The k-th
+element of class j is used floor(((k + 1) · m_j + o_j) / n_j) - floor((k · m_j + o_j) / n_j) times, o_j drawn anew for each
+epoch. So the data are read once an epoch, every class gives exactly m_j, an element of a rare class is used m_j/n_j times
+give or take one, and which elements of a frequent class are left out changes from epoch to epoch. Drawing with
+replacement, as the papers' samplers do, has the same expectation and more variance.
+
+Kang et al., 2020, arXiv:1910.09217 (the q, and the progressive form); repeat factors as in Gupta et al., 2019,
+arXiv:1908.03195.
+"""
+
+import numbers
+
+import numpy as np
+
+from keras_tricks.data._element import flat_values, label_of, require_dataset, require_tensorflow, tf
+
+_BATCH = 128  # the size of batch that the automatic shuffle buffer spreads the repeats over
+
+
+def class_counts(dataset, num_classes=None, label=None):
+    """How many examples of each class a dataset has; reads it once.
+
+    Give it the training split that is really used, and not yet echoed or re-sampled. Where reading is slow, give it
+    the dataset before images are decoded.
+
+    Args:
+        dataset: A finite `tf.data.Dataset`, batched or not. Every integer in its labels is counted.
+        num_classes: Number of classes, so that those without examples are counted too. Defaults to the largest label
+            plus one.
+        label: Where the label of an element is: an index, a dict's key, a named tuple's field, or a function from the
+            element, which gets a tuple's parts as several arguments. Defaults to the second part.
+
+    Returns:
+        An int64 array of shape `(num_classes,)`.
+
+    Raises:
+        TypeError: If the labels are not integers (take `label=lambda x, y: tf.argmax(y, -1)` for one-hot labels).
+        ValueError: If the dataset has no end or no elements, or a label is negative or at least `num_classes`.
+        RuntimeError: On a backend other than TensorFlow.
+
+    Example:
+    >>> import tensorflow as tf, keras_tricks as kt
+    >>> dataset = tf.data.Dataset.from_tensor_slices(([0.1, 0.2, 0.3, 0.4], [2, 0, 2, 2]))
+    >>> kt.data.class_counts(dataset, num_classes=4)
+    array([1, 0, 3, 0])
+    """
+    require_tensorflow("class_counts")
+    counts = np.zeros(0, np.int64)
+    for labels in label_batches(dataset, label, "class_counts"):
+        if labels.size and (labels.min() < 0 or (num_classes is not None and labels.max() >= num_classes)):
+            wrong = labels.min() if labels.min() < 0 else labels.max()
+            raise ValueError(
+                f"Labels must be in 0..{'' if num_classes is None else num_classes - 1}. Received a label {wrong}"
+            )
+        more = np.bincount(labels, minlength=max(len(counts), num_classes or 0))
+        more[: len(counts)] += counts
+        counts = more
+    if not counts.sum():
+        raise ValueError("The dataset has no elements to count.")
+    return counts
+
+
+def label_batches(dataset, label, name):
+    """Yields all labels of a dataset in its order, in flat int64 arrays."""
+    require_dataset(name, dataset)
+    if int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
+        raise ValueError(f"`{name}` reads all labels, but this dataset has no end. Give it the one before `repeat()`.")
+
+    @tf.autograph.experimental.do_not_convert
+    def flat_labels(_, element):
+        return tf.reshape(_integer_label(element, label), [-1])
+
+    # Ragged batches of labels: one call to Python for many elements, whatever the size of each.
+    labels = dataset.enumerate().map(flat_labels, num_parallel_calls=tf.data.AUTOTUNE).ragged_batch(1024)
+    for batch in labels.prefetch(1):
+        yield flat_values(batch).numpy().ravel()
+
+
+def _integer_label(element, label):
+    found = flat_values(label_of(element, label))
+    if not found.dtype.is_integer:
+        raise TypeError(
+            "Labels must be integers; for one-hot labels take `label=lambda x, y: tf.argmax(y, -1)`. Received: labels "
+            f"of dtype {found.dtype.name} and shape {found.shape}"
+        )
+    return tf.cast(found, tf.int64)
+
+
+def class_balanced(class_counts, q=0.0, label=None, seed=None, epochs=None, shuffle_buffer="auto"):
+    """Re-samples the classes of a dataset of examples; for `dataset.apply(...)`.
+
+    An epoch keeps its number of elements, read in one pass; rare classes' elements are repeated, and elements of
+    frequent classes take turns in being left out. Place it before augmentation (so that repeats differ), `batch` and
+    `repeat`, and behind a shuffle of the data. The cardinality stays known. Never re-sample validation data.
+
+    Args:
+        class_counts: Number of examples of each class in exactly this dataset: an array of shape `(num_classes,)`, as
+            `data.class_counts` gives. Classes without examples are left alone.
+        q: Exponent: 0 (default) draws all classes equally often, 0.5 is square-root sampling, 1 leaves the data as
+            they are, negative ones favour rare classes.
+        label: Where the label of an element is, as in `data.class_counts`. Defaults to the second part.
+        seed: Int. Fixes, with the epoch's number, which elements are left out, and the shuffle. Defaults to a number
+            drawn from NumPy, which `keras.utils.set_random_seed` fixes.
+        epochs: If given, balances progressively: the first epoch draws as the data are, and the weight of `q` grows by
+            `1 / epochs` each epoch, to 1. Defaults to `None`, which is `q` from the start.
+        shuffle_buffer: Elements to shuffle the repeats with. `"auto"` (default) takes 128 times the largest number of
+            repeats, at most an epoch, so that a batch of 128 has about one of them; `None` does not shuffle. The
+            buffer is all the memory it takes, so place it before images are decoded.
+
+    Returns:
+        A function from `tf.data.Dataset` to `tf.data.Dataset`, with `draws(epoch)`, the elements of each class in an
+        epoch, and `epoch`, the number of epochs read so far; set it when a run is resumed. A pass counts as an epoch
+        once half of it was read, so a look at the first batch does not.
+
+    Raises:
+        ValueError: If an argument is out of range, or the dataset's size, known or found in the pass, is not the
+            counts' sum.
+        RuntimeError: On a backend other than TensorFlow.
+        tf.errors.InvalidArgumentError: In the pass, if a class has other examples than counted.
+
+    Example:
+    >>> import tensorflow as tf, keras_tricks as kt
+    >>> dataset = tf.data.Dataset.from_tensor_slices(([*range(8)], [0, 0, 0, 0, 0, 0, 1, 1]))
+    >>> balanced = dataset.apply(kt.data.class_balanced([6, 2]))
+    >>> sorted(int(label) for _, label in balanced)
+    [0, 0, 0, 0, 1, 1, 1, 1]
+
+    Reference:
+        Bingyi Kang, Saining Xie, Marcus Rohrbach, Zhicheng Yan, Albert Gordo, Jiashi Feng, Yannis Kalantidis,
+        "Decoupling Representation and Classifier for Long-Tailed Recognition", 2020, arXiv:1910.09217.
+    """
+    require_tensorflow("class_balanced")
+    counts = as_class_counts(class_counts)
+    if isinstance(q, bool) or not isinstance(q, numbers.Real) or not np.isfinite(q):
+        raise ValueError(f"`q` must be a finite number. Received: {q!r}")
+    for name, value, least in (("epochs", epochs, 1), ("seed", seed, 0)):
+        if value is not None and not _is_int(value, least):
+            raise ValueError(f"`{name}` must be None or an int of at least {least}. Received: {value!r}")
+    if shuffle_buffer not in (None, "auto") and not _is_int(shuffle_buffer, 1):
+        raise ValueError(f'`shuffle_buffer` must be "auto", None or an int of at least 1. Received: {shuffle_buffer!r}')
+    return _Balancing(counts, float(q), label, seed, epochs, shuffle_buffer)
+
+
+def _is_int(value, least):
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least
+
+
+def as_class_counts(class_counts):
+    """Counts as an int64 array, checked."""
+    counts = np.asarray(class_counts)
+    if counts.ndim != 1 or not np.issubdtype(counts.dtype, np.integer) or (counts < 0).any() or not counts.any():
+        raise ValueError(
+            "`class_counts` must be whole numbers, one a class, not negative and not all 0, as `data.class_counts` "
+            f"gives. Received: {class_counts!r}"
+        )
+    return counts.astype(np.int64)
+
+
+class _Balancing:
+    """See `class_balanced`."""
+
+    def __init__(self, counts, q, label, seed, epochs, shuffle_buffer):
+        self._counts, self._q, self._label, self._epochs = counts, q, label, epochs
+        self._seed = int(np.random.randint(2**31)) if seed is None else int(seed)
+        self.epoch = 0
+        if shuffle_buffer == "auto":
+            used = counts > 0
+            repeats = max(np.max(-(-self.draws(e)[used] // counts[used])) for e in (0, epochs or 0))
+            shuffle_buffer = min(int(counts.sum()), _BATCH * int(repeats)) if repeats > 1 else None
+        self._shuffle_buffer = shuffle_buffer
+
+    def draws(self, epoch=None):
+        """How many elements each class gives in an epoch, by default in the next: int64, adding up to all."""
+        epoch = self.epoch if epoch is None else epoch
+        counts, total = self._counts, self._counts.sum()
+        # Relative to the largest count, so that no power overflows.
+        powers = np.where(counts > 0, (np.maximum(counts, 1) / counts.max()) ** self._q, 0.0)
+        share = powers / powers.sum()
+        if self._epochs is not None:
+            weight = min(epoch / self._epochs, 1.0)
+            share = (1 - weight) * counts / total + weight * share
+        exact = share * total
+        draws = np.floor(exact + 1e-9).astype(np.int64)
+        largest_rests = np.argsort(draws - exact, kind="stable")[: total - draws.sum()]
+        draws[largest_rests] += 1
+        return draws
+
+    def __call__(self, dataset):
+        require_dataset("class_balanced", dataset)
+        total = int(self._counts.sum())
+        cardinality = int(dataset.cardinality())
+        if cardinality == tf.data.INFINITE_CARDINALITY:
+            raise ValueError("`class_balanced` counts a pass over the data: place it before `repeat()`.")
+        if cardinality not in (total, tf.data.UNKNOWN_CARDINALITY):
+            raise ValueError(
+                f"`class_counts` add up to {total:,}, but the dataset has {cardinality:,} elements. Count the split "
+                "that is used, unbatched: `data.class_counts(dataset)`."
+            )
+
+        @tf.autograph.experimental.do_not_convert
+        def numbered(seen, element):
+            label = _integer_label(element, self._label)
+            if label.shape.rank != 0:
+                raise ValueError(
+                    "`class_balanced` needs one label an element; place it before `batch`. Received: labels of shape "
+                    f"{label.shape}"
+                )
+            known = tf.debugging.Assert(
+                (label >= 0) & (label < len(self._counts)),
+                [f"class_balanced: a label outside of the {len(self._counts)} classes of `class_counts`:", label],
+            )
+            with tf.control_dependencies([known]):
+                place = tf.gather(seen, label)
+            return tf.tensor_scatter_nd_add(seen, [[label]], tf.constant([1], tf.int64)), (label, place, element)
+
+        elements = dataset.scan(tf.zeros(len(self._counts), tf.int64), numbered)
+
+        @tf.autograph.experimental.do_not_convert
+        def one_epoch(_):
+            draws, offsets = tf.numpy_function(self._plan, [], (tf.int64, tf.int64))
+
+            @tf.autograph.experimental.do_not_convert
+            def repeated(label, place, element):
+                count, drawn, offset = (tf.gather(x, label) for x in (self._counts, draws, offsets))
+                fewer = tf.debugging.Assert(
+                    place < count, ["class_balanced: more examples than `class_counts` says of class", label, ":", count]
+                )
+                with tf.control_dependencies([fewer]):
+                    before, after = ((k * drawn + offset) // count for k in (place, place + 1))
+                return tf.data.Dataset.from_tensors(element).repeat(after - before)
+
+            return elements.flat_map(repeated)
+
+        balanced = tf.data.Dataset.from_tensors(0).flat_map(one_epoch)
+        balanced = balanced.apply(tf.data.experimental.assert_cardinality(total))
+        if self._shuffle_buffer is not None:
+            balanced = balanced.shuffle(self._shuffle_buffer, seed=self._seed)
+
+        @tf.autograph.experimental.do_not_convert
+        def watched(position, element):
+            halfway = tf.equal(position, total // 2)
+            told = tf.cond(halfway, lambda: tf.numpy_function(self._half_read, [], tf.int64), lambda: tf.constant(0, tf.int64))
+            with tf.control_dependencies([told]):
+                return tf.nest.map_structure(tf.identity, element, expand_composites=True)
+
+        return balanced.enumerate().map(watched)
+
+    def _plan(self):
+        """Draws and offsets of an epoch: the same ones whenever it starts, so that a peek changes nothing."""
+        random = np.random.default_rng([self._seed, self.epoch])
+        return self.draws(), random.integers(0, np.maximum(self._counts, 1))
+
+    def _half_read(self):
+        self.epoch += 1
+        return np.int64(self.epoch)
