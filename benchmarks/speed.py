@@ -24,7 +24,7 @@ import tensorflow as tf
 import keras_tricks as kt
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "speed.csv"
-ROUNDS = 15
+ROUNDS = 5
 BATCH = 64
 STEPS = 30  # of an epoch
 
@@ -103,28 +103,6 @@ def training_step():
     )
 
 
-def pipeline():
-    """Passes over 20,000 small elements."""
-    source = tf.data.Dataset.range(20_000)
-
-    def by_hand(factor):
-        return source.flat_map(lambda x: tf.data.Dataset.from_tensors(x).repeat(factor))
-
-    def walk(dataset):
-        dataset = dataset.batch(100)
-        return lambda: [0 for _ in dataset]
-
-    yield "echo, factor 1", {"no echo": walk(source), "kt.data.echo(1)": walk(source.apply(kt.data.echo(1)))}
-    yield (
-        "echo, factor 8",
-        {
-            "repeat by hand": walk(by_hand(8)),
-            "kt.data.echo(8)": walk(source.apply(kt.data.echo(8))),
-            "kt.data.echo(7.5)": walk(source.apply(kt.data.echo(7.5))),
-        },
-    )
-
-
 def measure(variants, rounds):
     """Median seconds of each variant, which take turns; a variant may return the seconds to take instead."""
     seconds = {name: [] for name in variants}
@@ -171,7 +149,7 @@ def run(groups, results):
 
 def main():
     kt.distribute.setup(replicas=2)  # two logical CPUs, before TensorFlow starts
-    run(((pipeline, ROUNDS), (training_step, 5)), RESULTS)
+    run(((training_step, ROUNDS),), RESULTS)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import csv
 import pathlib
 import re
+import statistics
 
 from keras_tricks import catalog
 
@@ -19,7 +20,7 @@ def put(page, mark, table):
 
 
 def speed(results):
-    """The rows of the last run of `benchmarks/speed.py` or `benchmarks/layers.py`."""
+    """The rows of the last run of `benchmarks/speed.py`, `layers.py` or `data.py`."""
     with results.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     last = {}
@@ -68,8 +69,45 @@ def optimizers(results):
     return "\n".join(lines) + "\n"
 
 
+def learning(results):
+    """The last run of `benchmarks/learning.py echo`: means and standard deviations over seeds, and ratios of means."""
+    with results.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    first = max(i for i, row in enumerate(rows) if (row["placement"], row["seed"]) == ("none", "0"))
+    run, rows = rows[first], rows[first:]
+    plain = [row for row in rows if row["placement"] == "none"]
+    lines = [
+        f"{run['date']}, Keras {run['keras']}, TensorFlow {run['tensorflow']}, {run['cores']} CPU cores. Fashion-MNIST "
+        f"to {float(run['target']):.0%} on 2,000 test images; reading the data of a step takes {float(run['ratio']):g} "
+        f"times as long as the step's {run['step_ms']} ms; mean ± standard deviation of {len(plain)} seeds:\n",
+        "| echo | factor | fresh examples | ratio | seconds | times faster |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+
+    def figures(group, name):
+        values = [float(row[name]) for row in group]
+        return statistics.mean(values), statistics.stdev(values)
+
+    for placement, factor in dict.fromkeys((row["placement"], row["factor"]) for row in rows):
+        group = [row for row in rows if (row["placement"], row["factor"]) == (placement, factor)]
+        missed = sum(row["reached"] != "True" for row in group)
+        fresh, seconds = figures(group, "fresh_examples"), figures(group, "seconds")
+        cells = [
+            f"{fresh[0]:,.0f} ± {fresh[1]:,.0f}",
+            f"{fresh[0] / figures(plain, 'fresh_examples')[0]:.2f}",
+            f"{seconds[0]:.1f} ± {seconds[1]:.1f}",
+            f"{figures(plain, 'seconds')[0] / seconds[0]:.2f}",
+        ]
+        if missed:
+            cells[0] += f" ({missed} of {len(group)} did not reach it)"
+        lines.append(f"| {placement} | {factor} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 put("README.md", "tricks", catalog.markdown_table("docs/tricks/"))
 put("docs/index.md", "tricks", catalog.markdown_table("tricks/"))
 put("docs/benchmarks.md", "speed", speed(RESULTS / "speed.csv"))
 put("docs/benchmarks.md", "layers", speed(RESULTS / "layers.csv"))
+put("docs/benchmarks.md", "data", speed(RESULTS / "data.csv"))
+put("docs/benchmarks.md", "learning_echo", learning(RESULTS / "learning_echo.csv"))
 put("docs/benchmarks.md", "optimizers", optimizers(RESULTS / "optimizers.csv"))

@@ -7,6 +7,18 @@ import numpy as np
 NAMES = ("digits", "mnist", "fashion_mnist", "cifar10")
 
 
+def reader(name, data_dir=None):
+    """A `tf.data.Dataset` of the (image, label) pairs for training, read one by one; images in 0..1, float32."""
+    import tensorflow as tf
+
+    if name == "digits":
+        return tf.data.Dataset.from_tensor_slices(load(name)[0])
+    import tensorflow_datasets as tfds
+
+    examples = tfds.load(name, data_dir=data_dir, download=not data_dir, split="train", as_supervised=True)
+    return examples.map(lambda image, label: (tf.cast(image, tf.float32) / 255, label), num_parallel_calls=2)
+
+
 def load(name, data_dir=None):
     """((images, labels) for training, the same for testing), images in 0..1, float32; or leaves with a message.
 

@@ -33,6 +33,13 @@ def test_what_is_for_tensorflow_only_imports_and_says_so_when_used():
         for use in (
             lambda: kt.jit(model),
             lambda: kt.data.echo(2),
+            lambda: kt.data.measure_echo_factor([], print),
+            lambda: kt.data.drop_corrupt(),
+            lambda: kt.data.checks.finite(),
+            lambda: kt.data.class_counts([]),
+            lambda: kt.data.class_balanced([1, 2]),
+            lambda: kt.data.make_long_tailed(2),
+            lambda: kt.data.remix([1, 2]),
             lambda: kt.distribute.setup(),
             lambda: kt.callbacks.Histograms(),
         ):
@@ -42,7 +49,7 @@ def test_what_is_for_tensorflow_only_imports_and_says_so_when_used():
                 print("TensorFlow" in str(error) or "tf." in str(error), "jax" in str(error))
         """
     result = on_jax("-c", textwrap.dedent(code))
-    assert result.stdout.split("\n")[:-1] == ["True True"] * 4, result.stderr[-3000:]
+    assert result.stdout.split("\n")[:-1] == ["True True"] * 11, result.stderr[-3000:]
 
 
 def test_the_package_does_not_need_tensorflow_there():

@@ -4,10 +4,10 @@
     epoch t of T, progressive:       (1 - t/T) · n_j/N + (t/T) · p_j
 
 An epoch keeps its N elements: class j gives m_j of them, the p_j · N rounded so that they add up to N. The k-th
-element of class j is used floor(((k + 1) · m_j + o_j) / n_j) - floor((k · m_j + o_j) / n_j) times, o_j drawn anew for each
-epoch. So the data are read once an epoch, every class gives exactly m_j, an element of a rare class is used m_j/n_j times
-give or take one, and which elements of a frequent class are left out changes from epoch to epoch. Drawing with
-replacement, as the papers' samplers do, has the same expectation and more variance.
+element of class j is used floor(((k + 1) · m_j + o_j) / n_j) - floor((k · m_j + o_j) / n_j) times, o_j drawn anew for
+each epoch. So the data are read once an epoch, every class gives exactly m_j, an element of a rare class is used
+m_j / n_j times give or take one, and which elements of a frequent class are left out changes from epoch to epoch.
+Drawing with replacement, as the papers' samplers do, has the same expectation and more variance.
 
 Kang et al., 2020, arXiv:1910.09217 (the q, and the progressive form); repeat factors as in Gupta et al., 2019,
 arXiv:1908.03195.
@@ -17,7 +17,8 @@ import numbers
 
 import numpy as np
 
-from keras_tricks.data._element import flat_values, label_of, require_dataset, require_tensorflow, tf
+from keras_tricks.data._element import require_dataset, require_tensorflow, tf
+from keras_tricks.data._labels import as_class_counts, integer_label, label_batches
 
 _BATCH = 128  # the size of batch that the automatic shuffle buffer spreads the repeats over
 
@@ -63,32 +64,6 @@ def class_counts(dataset, num_classes=None, label=None):
     if not counts.sum():
         raise ValueError("The dataset has no elements to count.")
     return counts
-
-
-def label_batches(dataset, label, name):
-    """Yields all labels of a dataset in its order, in flat int64 arrays."""
-    require_dataset(name, dataset)
-    if int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
-        raise ValueError(f"`{name}` reads all labels, but this dataset has no end. Give it the one before `repeat()`.")
-
-    @tf.autograph.experimental.do_not_convert
-    def flat_labels(_, element):
-        return tf.reshape(_integer_label(element, label), [-1])
-
-    # Ragged batches of labels: one call to Python for many elements, whatever the size of each.
-    labels = dataset.enumerate().map(flat_labels, num_parallel_calls=tf.data.AUTOTUNE).ragged_batch(1024)
-    for batch in labels.prefetch(1):
-        yield flat_values(batch).numpy().ravel()
-
-
-def _integer_label(element, label):
-    found = flat_values(label_of(element, label))
-    if not found.dtype.is_integer:
-        raise TypeError(
-            "Labels must be integers; for one-hot labels take `label=lambda x, y: tf.argmax(y, -1)`. Received: labels "
-            f"of dtype {found.dtype.name} and shape {found.shape}"
-        )
-    return tf.cast(found, tf.int64)
 
 
 def class_balanced(class_counts, q=0.0, label=None, seed=None, epochs=None, shuffle_buffer="auto"):
@@ -150,17 +125,6 @@ def _is_int(value, least):
     return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least
 
 
-def as_class_counts(class_counts):
-    """Counts as an int64 array, checked."""
-    counts = np.asarray(class_counts)
-    if counts.ndim != 1 or not np.issubdtype(counts.dtype, np.integer) or (counts < 0).any() or not counts.any():
-        raise ValueError(
-            "`class_counts` must be whole numbers, one a class, not negative and not all 0, as `data.class_counts` "
-            f"gives. Received: {class_counts!r}"
-        )
-    return counts.astype(np.int64)
-
-
 class _Balancing:
     """See `class_balanced`."""
 
@@ -204,7 +168,7 @@ class _Balancing:
 
         @tf.autograph.experimental.do_not_convert
         def numbered(seen, element):
-            label = _integer_label(element, self._label)
+            label = integer_label(element, self._label)
             if label.shape.rank != 0:
                 raise ValueError(
                     "`class_balanced` needs one label an element; place it before `batch`. Received: labels of shape "
@@ -228,7 +192,8 @@ class _Balancing:
             def repeated(label, place, element):
                 count, drawn, offset = (tf.gather(x, label) for x in (self._counts, draws, offsets))
                 fewer = tf.debugging.Assert(
-                    place < count, ["class_balanced: more examples than `class_counts` says of class", label, ":", count]
+                    place < count,
+                    ["class_balanced: more examples than `class_counts` says of class", label, ":", count],
                 )
                 with tf.control_dependencies([fewer]):
                     before, after = ((k * drawn + offset) // count for k in (place, place + 1))
@@ -244,7 +209,9 @@ class _Balancing:
         @tf.autograph.experimental.do_not_convert
         def watched(position, element):
             halfway = tf.equal(position, total // 2)
-            told = tf.cond(halfway, lambda: tf.numpy_function(self._half_read, [], tf.int64), lambda: tf.constant(0, tf.int64))
+            told = tf.cond(
+                halfway, lambda: tf.numpy_function(self._half_read, [], tf.int64), lambda: tf.constant(0, tf.int64)
+            )
             with tf.control_dependencies([told]):
                 return tf.nest.map_structure(tf.identity, element, expand_composites=True)
 

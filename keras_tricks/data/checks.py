@@ -118,8 +118,10 @@ def min_length(length, part):
 
 
 def image(part, expected_shape=(None, None, None)):
-    """`part` is the bytes of a JPEG, PNG, GIF or BMP image that decodes, whole, to `expected_shape` (height, width,
-    channels), in which `None` stands for any size. The image is really decoded, in parallel, and then forgotten."""
+    """`part` is the bytes of a JPEG, PNG, GIF or BMP image that decodes, whole, to `expected_shape`.
+
+    That is (height, width, channels), in which `None` stands for any size. The image is really decoded, and forgotten.
+    """
     require_tensorflow("image")
     expected_shape = tuple(expected_shape)
 

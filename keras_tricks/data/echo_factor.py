@@ -18,6 +18,7 @@ import keras
 from keras_tricks.data._element import require_dataset, require_tensorflow, tf
 
 _LOOK = 0.02  # seconds between two looks at the clock
+_MANY = 10**9  # elements, more than are ever drawn
 _WARM_UP = 3  # steps that trace, compile and fill buffers
 
 
@@ -61,9 +62,10 @@ class EchoFactor:
             lines.append("Reading keeps up with training: echoing would only repeat examples. Leave it out.")
         else:
             lines.append(
-                f"Reading is the bottleneck: training waits {1 - 1 / self.ratio:.0%} of the time. echo({self.factor:g}) is "
-                f"the largest factor that costs no time: steps come {self.speedup:.2g} times as fast. Repeats are worth "
-                f"less than fresh examples, so training gains at most that. Start with echo({min(2.0, self.factor):g})."
+                f"Reading is the bottleneck: training waits {1 - 1 / self.ratio:.0%} of the time. "
+                f"echo({self.factor:g}) is the largest factor that costs no time: steps come {self.speedup:.2g} times "
+                "as fast. Repeats are worth less than fresh examples, so training gains at most that. Start with "
+                f"echo({min(2.0, self.factor):g})."
             )
         return "\n".join(lines)
 
@@ -78,7 +80,8 @@ def measure_echo_factor(dataset, step, downstream=None, seconds=5.0, sample=256,
 
     Args:
         dataset: The `tf.data.Dataset` as it is where the echo would be placed.
-        step: A compiled Keras model, or a function that is called with each element that `downstream` gives.
+        step: A compiled Keras model, or a function that is called with each batch; with a tuple's parts as several
+            arguments.
         downstream: The transformations between the echo and the step, such as augmentation and `batch`: a function from
             a dataset to a dataset. Defaults to `None`: the elements of `dataset` are batches.
         seconds: How long to measure each of the two, about. Defaults to 5.
@@ -87,8 +90,8 @@ def measure_echo_factor(dataset, step, downstream=None, seconds=5.0, sample=256,
         verbose: Whether to show progress and print the result. Defaults to `True`.
 
     Returns:
-        An `EchoFactor` with `upstream_seconds`, `step_seconds`, `ratio` (R), `factor`, `speedup`, `elements`; as a string,
-        it says in words what to do.
+        An `EchoFactor` with `upstream_seconds`, `step_seconds`, `ratio` (R), `factor`, `speedup`, `elements`; as a
+        string, it says in words what to do.
 
     Raises:
         TypeError: If `dataset` is not a dataset, or `step` neither a model nor a function.
@@ -115,7 +118,7 @@ def measure_echo_factor(dataset, step, downstream=None, seconds=5.0, sample=256,
         if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < float("inf"):
             raise ValueError(f"`{name}` must be a number above 0. Received: {value!r}")
     if isinstance(step, keras.Model):
-        if step.optimizer is None:
+        if getattr(step, "optimizer", None) is None:
             raise ValueError("The model is not compiled, so it has no training step to time. Call `compile` first.")
         run = _fit
     elif callable(step):
@@ -129,12 +132,16 @@ def measure_echo_factor(dataset, step, downstream=None, seconds=5.0, sample=256,
         if not sum(1 for _ in _indices(kept)):
             raise ValueError("The dataset has no elements.")
         drawn = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, default_value=0)
-        batches = _counted(kept.repeat(), drawn)
+        batches = _counted(kept.repeat(), drawn).apply(tf.data.experimental.assert_cardinality(_MANY))
         batches = (downstream(batches) if downstream else batches).prefetch(tf.data.AUTOTUNE)
         try:
-            a_step, elements = run(step, batches, seconds, lambda: int(drawn.lookup(_zero())), show("Training alone", seconds))
+            a_step, elements = run(
+                step, batches, seconds, lambda: int(drawn.lookup(_zero())), show("Training alone", seconds)
+            )
         except StopIteration:
             raise ValueError("`downstream` made no batch of the elements. Does it drop them?") from None
+    if (made := int(batches.cardinality())) > 0:
+        elements = _MANY / made  # exact; counting also counts what buffers have read ahead
     found = EchoFactor(an_element * elements, a_step, elements)
     if verbose:
         print(found)
@@ -199,12 +206,17 @@ def _walk(dataset, at_once, seconds, show):
 def _call(step, batches, seconds, drawn, show):
     """Seconds and elements of a step that is a function."""
     walk = iter(batches)
+
+    def one_step():
+        batch = next(walk)
+        return step(*batch) if type(batch) is tuple else step(batch)
+
     for _ in range(_WARM_UP):
-        result = step(next(walk))
+        result = one_step()
     _wait_for(result)
     start, before, steps, taken = time.perf_counter(), drawn(), 0, 0.0
     while taken < seconds:
-        result = step(next(walk))
+        result = one_step()
         steps, taken = steps + 1, time.perf_counter() - start
         show(taken)
     _wait_for(result)  # steps on a GPU are only queued
@@ -219,12 +231,22 @@ def _wait_for(result):
 
 def _fit(model, batches, seconds, drawn, show):
     """Seconds and elements of a step of a Keras model, which is left as it was."""
-    watch = _Watch(seconds, drawn, show)
+    with model.distribute_strategy.scope():
+        if not model.built:
+            x, _, _ = keras.utils.unpack_x_y_sample_weight(next(iter(batches)))
+            model(x, training=False)
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+    variables = {id(v): v for v in (*model.variables, *model.optimizer.variables, *model.metrics_variables)}.values()
+    values = [keras.ops.convert_to_numpy(v) for v in variables]
     history, stopping = getattr(model, "history", None), model.stop_training
+    watch = _Watch(seconds, drawn, show)
     try:
         model.fit(batches, epochs=1, steps_per_epoch=2**31, shuffle=False, verbose=0, callbacks=[watch])
     finally:
-        watch.put_back()
+        model.reset_metrics()  # those that the first step has made
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
         model.history, model.stop_training = history, stopping
     if watch.steps is None:
         raise StopIteration
@@ -237,17 +259,7 @@ class _Watch(keras.callbacks.Callback):
     def __init__(self, seconds, drawn, show):
         super().__init__()
         self._seconds, self._drawn, self._show = seconds, drawn, show
-        self._kept, self._start, self.steps = [], None, None
-
-    def on_train_begin(self, logs=None):
-        # Here at the latest all variables exist, and no step has changed one.
-        model = self.model
-        found = {id(v): v for v in (*model.variables, *model.optimizer.variables, *model.metrics_variables)}
-        self._kept = [(v, keras.ops.convert_to_numpy(v)) for v in found.values()]
-
-    def put_back(self):
-        for variable, value in self._kept:
-            variable.assign(value)
+        self._start, self.steps = None, None
 
     def on_train_batch_end(self, batch, logs=None):
         if self._start is None:

@@ -11,7 +11,7 @@ import numbers
 import numpy as np
 
 from keras_tricks.data._element import require_dataset, require_tensorflow, tf
-from keras_tricks.data.balance import _integer_label, label_batches
+from keras_tricks.data._labels import integer_label, label_batches
 
 
 def make_long_tailed(num_classes, imbalance=100, profile="exp", label=None, seed=0):
@@ -71,13 +71,15 @@ def make_long_tailed(num_classes, imbalance=100, profile="exp", label=None, seed
 
         @tf.autograph.experimental.do_not_convert
         def is_kept(position, element):
-            found = _integer_label(element, label)
+            found = integer_label(element, label)
             if found.shape.rank != 0:
                 raise ValueError(
                     "`make_long_tailed` needs one label an element; place it before `batch`. Received: labels of shape "
                     f"{found.shape}"
                 )
-            as_before = (position < len(labels)) & tf.equal(found, tf.gather(labels, tf.minimum(position, len(labels) - 1)))
+            as_before = (position < len(labels)) & tf.equal(
+                found, tf.gather(labels, tf.minimum(position, len(labels) - 1))
+            )
             same = tf.debugging.Assert(
                 as_before,
                 [

@@ -12,7 +12,7 @@ import numbers
 import numpy as np
 
 from keras_tricks.data._element import require_dataset, require_tensorflow, tf
-from keras_tricks.data.balance import as_class_counts
+from keras_tricks.data._labels import as_class_counts
 
 
 def remix(class_counts, alpha=1.0, kappa=3.0, tau=0.5, seed=None):
@@ -109,7 +109,7 @@ def _one_hot(y, num_classes):
 
 
 def _blend(x, partner, weight):
-    """weight · x + (1 - weight) · x[partner], one weight for each example."""
+    """Gives `weight · x + (1 - weight) · x[partner]`, one weight for each example."""
     if not x.dtype.is_floating:
         raise TypeError(f"`remix` mixes floating-point numbers; convert {x.dtype.name} by `dataset.map` before it.")
     w = tf.cast(tf.reshape(weight, [-1] + [1] * (x.shape.rank - 1)), x.dtype)

@@ -47,9 +47,7 @@ def test_counts_by_reason_and_positions_are_those_of_the_pass():
         assert clean.counts == {"not finite": 2, "label outside 0..3": 1}
         assert clean.positions == {"not finite": [4, 7], "label outside 0..3": [9]}
         assert (clean.seen, clean.kept, clean.dropped) == (20, 17, 3)
-    assert str(clean) == (
-        "drop_corrupt: dropped 3 of 20 elements: 2 not finite (at 4, 7); 1 label outside 0..3 (at 9)"
-    )
+    assert str(clean) == ("drop_corrupt: dropped 3 of 20 elements: 2 not finite (at 4, 7); 1 label outside 0..3 (at 9)")
 
 
 def test_an_element_counts_under_the_first_check_that_fails():
@@ -129,7 +127,9 @@ def test_elements_of_any_structure_keep_it_and_their_static_shape(structure):
         whole.apply(kt.data.drop_corrupt(on_error="drop")),
         whole.take(1).apply(kt.data.drop_corrupt(on_error="raise")),
     ):
-        assert cleaned.element_spec == whole.map(lambda *p: p if type(whole.element_spec) is tuple else p[0]).element_spec
+        assert (
+            cleaned.element_spec == whole.map(lambda *p: p if type(whole.element_spec) is tuple else p[0]).element_spec
+        )
         first, expected = next(iter(cleaned)), next(iter(whole))
         tf.nest.assert_same_structure(first, expected)
         for a, b in zip(tf.nest.flatten(first, True), tf.nest.flatten(expected, True), strict=True):
@@ -189,9 +189,10 @@ def test_a_shape_of_unknown_rank_is_checked_too():
 
 def test_users_code_is_converted_by_autograph():
     def small(x, y):
+        result = True
         if y > 2:  # a tensor: only AutoGraph makes a condition of it
-            return False
-        return True
+            result = False
+        return result
 
     clean = kt.data.drop_corrupt(small)
     list(source().apply(clean))

@@ -1,0 +1,33 @@
+"""The example trains behind its slow reader, prints its table and draws its picture."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+EXAMPLE = pathlib.Path(__file__).parent.parent / "examples" / "echo_slow_input.py"
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, EXAMPLE, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "MPLBACKEND": "agg", "PYTHONIOENCODING": "utf-8"},
+    )
+
+
+def test_it_trains_with_each_factor_and_draws(tmp_path):
+    result = run("--factors", 1, 2.5, "--target", 0.3, "--ratio", 3, "--plot", tmp_path / "echo.png")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "Reading is the bottleneck" in result.stdout
+    assert result.stdout.count("before augmentation: ") == 2
+    assert "2.5" in result.stdout.split("fresh examples")[1]
+    assert (tmp_path / "echo.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_bad_arguments_give_one_clear_line():
+    result = run("--factors", 0.5)
+    assert result.returncode == 2
+    assert "--factors must be at least 1" in result.stderr.strip().split("\n")[-1]
