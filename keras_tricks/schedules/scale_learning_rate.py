@@ -1,0 +1,45 @@
+"""The learning rate for another batch size: in proportion to the batch, or to its square root.
+
+    linear: base · batch_size/base_batch_size        sqrt: base · sqrt(batch_size/base_batch_size)
+
+Goyal et al., 2017, arXiv:1706.02677 (linear, SGD with momentum); You et al., 2020, arXiv:1904.00962 (sqrt, LAMB).
+"""
+
+import math
+
+from keras_tricks.schedules._arguments import check_count, check_number
+
+
+def scale_learning_rate(base, batch_size, base_batch_size, rule="linear"):
+    """The rate for `batch_size`, from one that is known to be good for `base_batch_size`.
+
+    Args:
+        base: The rate that is good for `base_batch_size`.
+        batch_size: Examples of one optimizer step: of all replicas, and of all accumulated batches, together.
+        base_batch_size: The same of the run that `base` comes from.
+        rule: `"linear"` (default) multiplies the rate by the ratio of the batches: for SGD with momentum. `"sqrt"`
+            multiplies it by the square root of the ratio: for LAMB, and usually for Adam.
+
+    Returns:
+        The rate, a float.
+
+    Raises:
+        TypeError: If an argument is not of its kind.
+        ValueError: If a number is not positive, or for an unknown rule.
+
+    Example:
+    >>> import keras_tricks as kt
+    >>> kt.schedules.scale_learning_rate(0.1, batch_size=1024, base_batch_size=256)
+    0.4
+    >>> kt.schedules.scale_learning_rate(0.1, batch_size=1024, base_batch_size=256, rule="sqrt")
+    0.2
+
+    Reference:
+        Priya Goyal, Piotr Dollár, Ross Girshick, Pieter Noordhuis, Lukasz Wesolowski, Aapo Kyrola, Andrew Tulloch,
+        Yangqing Jia, Kaiming He, "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017, arXiv:1706.02677.
+    """
+    base = check_number("base", base, above=0)
+    ratio = check_count("batch_size", batch_size) / check_count("base_batch_size", base_batch_size)
+    if rule not in ("linear", "sqrt"):
+        raise ValueError(f"`rule` must be 'linear' or 'sqrt'. Received: rule={rule!r}")
+    return base * (ratio if rule == "linear" else math.sqrt(ratio))
