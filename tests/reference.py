@@ -280,3 +280,99 @@ def remixed(x, y, counts, partner, lam, kappa, tau):
         labels[i, y[i]] += weight
         labels[i, y[j]] += 1 - weight
     return images, labels
+
+
+def early_stop(criterion, validation, training=(), alpha=None, strip=5, successive=2):
+    """Prechelt, 1998: the check, from 1, after which training stops, or `None`; the gap as documented here."""
+    va, tr = np.asarray(validation, "float64"), np.asarray(training, "float64")
+
+    def gl(t):
+        lowest = va[:t].min()
+        return 100 * (va[t - 1] - lowest) / abs(lowest)
+
+    def progress(t):
+        last = tr[t - strip : t]
+        return 1000 * (last.sum() / strip - last.min()) / abs(last.min())
+
+    def up(s, t):
+        return t - strip > 0 and va[t - 1] > va[t - strip - 1] and (s == 1 or up(s - 1, t - strip))
+
+    def gap(t):
+        return max(0, (va[t - strip : t] - tr[t - strip : t]).mean())
+
+    def growing(s, t):
+        return t - strip > 0 and gap(t) > gap(t - strip) and (s == 1 or growing(s - 1, t - strip))
+
+    for t in range(1, len(va) + 1):
+        ends = t % strip == 0
+        stop = {
+            "GL": lambda t=t: gl(t) > alpha,
+            "PQ": lambda t=t, ends=ends: ends and gl(t) > alpha * progress(t),
+            "UP": lambda t=t, ends=ends: ends and up(successive, t),
+            "gap": lambda t=t, ends=ends: ends and growing(successive, t),
+        }[criterion]
+        if stop():
+            return t
+    return None
+
+
+def one_cycle(
+    step,
+    high,
+    steps,
+    pct_start=0.3,
+    div_factor=25.0,
+    final_div_factor=1e4,
+    anneal="cos",
+    three_phase=False,
+    definition="torch",
+):
+    """Smith and Topin, 2017, one phase after the other, with the phases' ends as torch or fastai places them."""
+    low = high / div_factor
+    if definition == "fastai":
+        phases = [(pct_start * steps, low, high), (steps, high, high / final_div_factor)]
+    elif three_phase:
+        rise = pct_start * steps
+        phases = [(rise - 1, low, high), (2 * rise - 2, high, low), (steps - 1, low, low / final_div_factor)]
+    else:
+        phases = [(pct_start * steps - 1, low, high), (steps - 1, high, low / final_div_factor)]
+    step, begin = min(step, phases[-1][0]), 0.0
+    for end, first, last in phases:
+        if step <= end:
+            done = (step - begin) / (end - begin) if end > begin else 1.0
+            return first + (last - first) * (done if anneal == "linear" else (1 - np.cos(np.pi * done)) / 2)
+        begin = end
+
+
+def warm_up(step, target, warmup_steps, power=1.0, initial=0.0):
+    """Goyal et al., 2017, section 2.2, in front of `target`, a function of the step."""
+    if step < warmup_steps:
+        return initial + (target(0) - initial) * (step / warmup_steps) ** power
+    return target(step - warmup_steps)
+
+
+def factor_rate(step, initial, factor, floor=0.0):
+    """Zhang et al., 2021, section 12.11: multiplied once a step, held by the floor."""
+    rate = initial
+    for _ in range(step):
+        rate = max(floor, rate * factor)
+    return rate
+
+
+def multi_factor_rate(step, initial, factor, milestones):
+    """Zhang et al., 2021, section 12.11: multiplied at each milestone."""
+    rate = initial
+    for t in range(step + 1):
+        rate *= factor if t in milestones else 1.0
+    return rate
+
+
+def averaged(kind, weights, momentum=None):
+    """The mean (SWA: Izmailov et al., 2018) or the exponential moving average of a sequence of weights."""
+    weights = np.asarray(weights, "float64")
+    if kind == "swa":
+        return weights.mean(axis=0)
+    average = weights[0]
+    for w in weights[1:]:
+        average = momentum * average + (1 - momentum) * w
+    return average

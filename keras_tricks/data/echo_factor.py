@@ -9,6 +9,7 @@ Choi et al., 2019, arXiv:1907.05550.
 
 import contextlib
 import dataclasses
+import gc
 import math
 import numbers
 import time
@@ -16,6 +17,7 @@ import time
 import keras
 
 from keras_tricks.data._element import require_dataset, require_tensorflow, tf
+from keras_tricks.models._restored import restored
 
 _LOOK = 0.02  # seconds between two looks at the clock
 _MANY = 10**9  # elements, more than are ever drawn
@@ -237,17 +239,11 @@ def _fit(model, batches, seconds, drawn, show):
             model(x, training=False)
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
-    variables = {id(v): v for v in (*model.variables, *model.optimizer.variables, *model.metrics_variables)}.values()
-    values = [keras.ops.convert_to_numpy(v) for v in variables]
-    history, stopping = getattr(model, "history", None), model.stop_training
     watch = _Watch(seconds, drawn, show)
-    try:
+    with restored(model):
         model.fit(batches, epochs=1, steps_per_epoch=2**31, shuffle=False, verbose=0, callbacks=[watch])
-    finally:
-        model.reset_metrics()  # those that the first step has made
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
-        model.history, model.stop_training = history, stopping
+    # A `fit` that is stopped leaves its iterator in a cycle of references; collected later, it would hold up others.
+    gc.collect()
     if watch.steps is None:
         raise StopIteration
     return watch.steps, watch.elements

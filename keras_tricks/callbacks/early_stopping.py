@@ -1,0 +1,419 @@
+"""Early stopping by patience, by Prechelt's three classes of criteria, or by the gap between training and validation.
+
+    E(t): validation error at check t       E_opt(t) = min of E(1..t)       T(t): training error       k: strip
+
+    GL(t) = 100 · (E(t) - E_opt(t)) / |E_opt(t)|                        generalisation loss, percent
+    P(t)  = 1000 · (mean T(t-k+1..t) - min T(t-k+1..t)) / |min T(..)|   training progress in a strip, per mille
+
+    GL   stop when GL(t) > alpha
+    PQ   stop at the end of a strip when GL(t) / P(t) > alpha
+    UP   stop at the end of a strip when E(t) > E(t-k), so many strips in succession
+    gap  stop at the end of a strip when max(0, mean of E - T over the strip) has grown, so many strips in succession
+
+Prechelt, 1998; with |E_opt| for errors that are below zero, equal to his for those above. "patience" is the rule of
+`keras.callbacks.EarlyStopping`, except that NaN never is the best.
+"""
+
+import itertools
+import math
+import numbers
+import pathlib
+import re
+import warnings
+
+import keras
+import numpy as np
+
+from keras_tricks.callbacks._state import assign_weights, averaging_of, load_arrays, save_arrays
+
+CRITERIA = ("patience", "GL", "PQ", "UP", "gap")
+ALPHA = {"GL": 5.0, "PQ": 1.0}
+# Which arguments a criterion uses; any other that is set would do nothing, and is refused.
+USED = {
+    "patience": {"patience", "min_delta", "baseline"},
+    "GL": {"alpha"},
+    "PQ": {"alpha", "strip"},
+    "UP": {"strip", "successive"},
+    "gap": {"strip", "successive", "min_delta"},
+}
+DEFAULTS = {"alpha": None, "strip": 5, "successive": 2, "patience": 0, "min_delta": 0, "baseline": None}
+
+FALLING = r"loss|error|mae|mse|rmse|mape|msle|logcosh|crossentropy|entropy|divergence|hinge|poisson|perplexity"
+RISING = r"accuracy|acc|auc|precision|recall|f1|f1_score|fbeta_score|iou|io_u|r2|r2_score|similarity"
+
+
+class EarlyStopping(keras.callbacks.Callback):
+    """Stops training when validation says so, keeps the best weights, says why, and survives a restart.
+
+    A check is an epoch in which the monitored value appears. Errors are the monitored values, negated where more is
+    better. Criteria, with `E` the validation error, `T` the training error and `k` the strip:
+
+    - `"patience"`: no `E` lower than the lowest by more than `min_delta` for `patience` checks, as Keras' callback.
+    - `"GL"`: `E` lies more than `alpha` percent above its lowest.
+    - `"PQ"`: at the end of a strip, that percentage divided by the training's progress in the strip (per mille by which
+      the mean of `T` lies above its lowest) exceeds `alpha`: no stop while training still makes progress.
+    - `"UP"`: at the ends of `successive` strips in a row, `E(t) > E(t - k)`. Sees the sign only.
+    - `"gap"`: the mean of `E - T` over a strip, or 0 if it is negative, has grown by more than `min_delta`,
+      `successive` strips in a row.
+
+    A validation error that is NaN or infinite counts as worse than any other: GL stops at once, the others at their
+    next check. After training: `stopped_because` (a sentence, or `None` if nothing stopped it), `stopped_epoch`,
+    `best`, `best_epoch` (from 0) and `history` (epoch, validation value, training value of each check).
+
+    Args:
+        criterion: `"patience"`, `"GL"`, `"PQ"`, `"UP"` or `"gap"`. Defaults to `"patience"`.
+        monitor: Name of the validation value in the logs. Defaults to `"val_loss"`.
+        train_monitor: Name of the training value, for PQ and gap. Keras' `loss` is the mean over the epoch, with
+            dropout and regularisation. Defaults to `"loss"`.
+        alpha: Threshold of GL (percent; Prechelt tried 1 to 5) or PQ (0.5 to 3). Defaults to 5 for GL, 1 for PQ.
+        strip: Checks in a strip, for PQ, UP and gap. Defaults to `5`.
+        successive: Strips in a row, for UP and gap. Defaults to `2`.
+        patience: Checks without improvement, for patience. Defaults to `0`.
+        min_delta: What an improvement, or the growth of the gap, has to exceed, for patience and gap. Defaults to `0`.
+        mode: `"min"`, `"max"`, or `"auto"`: told by the name, with an error for a name that does not tell.
+        baseline: For patience: the wait only starts anew at values better than this. Defaults to `None`.
+        start_from_epoch: Earlier epochs (from 0) are no checks. Defaults to `0`.
+        restore_best_weights: Whether training ends with the weights of the best check, in memory of the host until
+            then. Defaults to `False`.
+        validation_freq: As given to `fit`: in which epochs a missing value is an error. Defaults to `1`.
+        backup_dir: Folder of its own for the state after each epoch, to go on with
+            `keras.callbacks.BackupAndRestore` after a crash; not that callback's folder, which it deletes. Removed when
+            training ends. Defaults to `None`.
+        verbose: 1 to print why training stopped. Defaults to `0`.
+
+    Raises:
+        ValueError: For an argument that is out of range or of no use to the criterion; at the end of an epoch in which
+            a value should have appeared and did not, with the names that did; for a `backup_dir` of another run.
+
+    Example:
+    >>> import keras, numpy as np, keras_tricks as kt
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="zeros")])
+    >>> model.compile("sgd", "mse")
+    >>> stop = kt.callbacks.EarlyStopping("GL", alpha=2, restore_best_weights=True)
+    >>> x, y = np.ones((8, 4)), np.ones((8, 1))
+    >>> history = model.fit(x, y, validation_data=(x, -y), epochs=9, callbacks=[stop], verbose=0)  # the opposite
+    >>> stop.best_epoch, stop.stopped_epoch
+    (0, 1)
+
+    Reference:
+        Lutz Prechelt, "Early stopping - but when?", Neural Networks: Tricks of the Trade, Springer, 1998.
+    """
+
+    def __init__(
+        self,
+        criterion="patience",
+        monitor="val_loss",
+        train_monitor="loss",
+        alpha=None,
+        strip=5,
+        successive=2,
+        patience=0,
+        min_delta=0,
+        mode="auto",
+        baseline=None,
+        start_from_epoch=0,
+        restore_best_weights=False,
+        validation_freq=1,
+        backup_dir=None,
+        verbose=0,
+    ):
+        super().__init__()
+        if criterion not in CRITERIA:
+            raise ValueError(f"`criterion` must be one of {', '.join(CRITERIA)}. Received: criterion={criterion!r}")
+        given = {
+            "alpha": alpha,
+            "strip": strip,
+            "successive": successive,
+            "patience": patience,
+            "min_delta": min_delta,
+            "baseline": baseline,
+        }
+        for name, value in given.items():
+            if name not in USED[criterion] and value != DEFAULTS[name]:
+                users = [c for c in CRITERIA if name in USED[c]]
+                raise ValueError(
+                    f"`{name}` has no effect on criterion={criterion!r}; it is for {', '.join(users)}. "
+                    f"Received: {name}={value!r}"
+                )
+        for name, lowest in (("strip", 1), ("successive", 1), ("patience", 0), ("start_from_epoch", 0)):
+            value = start_from_epoch if name == "start_from_epoch" else given[name]
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < lowest:
+                raise ValueError(f"`{name}` must be an int of at least {lowest}. Received: {name}={value!r}")
+        alpha = ALPHA.get(criterion) if alpha is None else alpha
+        if alpha is not None and not alpha > 0:
+            raise ValueError(f"`alpha` must be positive. Received: alpha={alpha!r}")
+        if not min_delta >= 0:
+            raise ValueError(f"`min_delta` must not be negative. Received: min_delta={min_delta!r}")
+        if mode not in ("auto", "min", "max"):
+            raise ValueError(f"`mode` must be 'auto', 'min' or 'max'. Received: mode={mode!r}")
+        if criterion == "gap" and monitor != f"val_{train_monitor}":
+            raise ValueError(
+                "criterion='gap' is the difference of one value on two sets: with `monitor='val_NAME'`, set "
+                f"`train_monitor='NAME'`. Received: monitor={monitor!r}, train_monitor={train_monitor!r}"
+            )
+        self.criterion = criterion
+        self.monitor = monitor
+        self.train_monitor = train_monitor if criterion in ("PQ", "gap") else None
+        self.alpha = alpha
+        self.strip = strip
+        self.successive = successive
+        self.patience = patience
+        self.min_delta = min_delta
+        self.baseline = baseline
+        self.start_from_epoch = start_from_epoch
+        self.restore_best_weights = restore_best_weights
+        self.validation_freq = validation_freq
+        self.backup_path = None if backup_dir is None else pathlib.Path(backup_dir) / "early_stopping.npz"
+        self.verbose = verbose
+        self._sign = _sign(monitor, mode)
+        if self.train_monitor is not None:
+            same = monitor == f"val_{train_monitor}"
+            self._train_sign = self._sign if same else _sign(train_monitor, "auto")
+        self._reset()
+
+    def on_train_begin(self, logs=None):
+        self._reset()
+        self._first_epoch = True
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._first_epoch:
+            self._first_epoch = False
+            self._resume(epoch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs = logs or {}
+        for name in (self.monitor, self.train_monitor):
+            if name is not None and name not in logs:
+                if self._is_due(epoch) or not name.startswith("val_"):
+                    raise ValueError(_missing(name, logs))
+                return
+        if epoch >= self.start_from_epoch:
+            value = float(logs[self.monitor])
+            train = math.nan if self.train_monitor is None else float(logs[self.train_monitor])
+            self.history.append((epoch, value, train))
+            self._keep_if_best(epoch, value)
+            reason = getattr(self, f"_judge_{self.criterion.lower()}")()
+            if reason is not None:
+                self.stopped_epoch = epoch
+                self.stopped_because = f"{self.criterion}, after epoch {epoch + 1}: {reason}."
+                self.model.stop_training = True
+                if self.verbose:
+                    print(f"Early stopping by {self.stopped_because}")
+        self._save()
+
+    def on_train_end(self, logs=None):
+        if self.restore_best_weights and self._best_weights is not None:
+            assign_weights(self.model, self._best_weights)
+            averaging = averaging_of(self.model)
+            if averaging is not None:
+                averaging.leave_as_they_are()
+        elif self.restore_best_weights and self.history:
+            warnings.warn(
+                f"EarlyStopping: {self.monitor} was never a number, so there are no best weights to restore; the model "
+                "keeps those of the last epoch.",
+                stacklevel=2,
+            )
+        self._best_weights = None
+        if self.backup_path is not None:
+            self.backup_path.unlink(missing_ok=True)
+
+    def _reset(self):
+        self.history = []
+        self.best = None
+        self.best_epoch = None
+        self.stopped_epoch = None
+        self.stopped_because = None
+        self._best_weights = None
+
+    def _is_due(self, epoch):
+        if isinstance(self.validation_freq, numbers.Integral):
+            return (epoch + 1) % self.validation_freq == 0
+        return epoch + 1 in self.validation_freq
+
+    def _keep_if_best(self, epoch, value):
+        error = self._sign * value
+        delta = self.min_delta if self.criterion == "patience" else 0
+        if math.isnan(error) or (self.best is not None and not error + delta < self._sign * self.best):
+            return
+        self.best, self.best_epoch = value, epoch
+        if self.restore_best_weights:
+            averaging = averaging_of(self.model) if self.monitor.startswith("val_") else None
+            self._best_weights = self.model.get_weights() if averaging is None else averaging.evaluated_weights()
+
+    # The criteria look at the whole history, so a resumed run decides as an uninterrupted one.
+
+    def _errors(self):
+        return [_nan_is_worst(self._sign * value) for _, value, _ in self.history]
+
+    def _train_errors(self):
+        return [_nan_is_worst(self._train_sign * train) for _, _, train in self.history]
+
+    def _judge_patience(self):
+        best, waited = math.inf, 0
+        baseline = math.inf if self.baseline is None else self._sign * self.baseline
+        for error in self._errors():
+            waited += 1
+            improves = error + self.min_delta < best
+            if improves:
+                best = error
+                if self.baseline is None or error + self.min_delta < baseline:
+                    waited = 0
+        if improves or waited < self.patience or self.history[-1][0] == 0:
+            return None
+        return f"{waited} checks without improvement; {self._best_in_words()}"
+
+    def _judge_gl(self):
+        loss = generalization_loss(self._errors())
+        if loss <= self.alpha:
+            return None
+        return (
+            f"{self._last_in_words()}, {loss:.3g} % worse than the best (alpha={self.alpha:g}); {self._best_in_words()}"
+        )
+
+    def _judge_pq(self):
+        if len(self.history) % self.strip:
+            return None
+        loss = generalization_loss(self._errors())
+        progress = training_progress(self._train_errors()[-self.strip :])
+        quotient = _quotient(loss, progress)
+        if quotient <= self.alpha:
+            return None
+        return (
+            f"{self._last_in_words()}, {loss:.3g} % worse than the best, while {self.train_monitor} progressed by "
+            f"{progress:.3g} per mille in {self.strip} checks: quotient {quotient:.3g} (alpha={self.alpha:g}); "
+            f"{self._best_in_words()}"
+        )
+
+    def _judge_up(self):
+        ends = self._errors()[self.strip - 1 :: self.strip]
+        if len(self.history) % self.strip or not _grew(ends, self.successive):
+            return None
+        return (
+            f"{self._last_in_words()}; at the end of a strip of {self.strip} checks it was worse than a strip before, "
+            f"{self.successive} times in a row; {self._best_in_words()}"
+        )
+
+    def _judge_gap(self):
+        if len(self.history) % self.strip:
+            return None
+        gaps = np.subtract(_finite_or_nan(self._errors()), _finite_or_nan(self._train_errors()))
+        # Below zero, where training's mean over the epoch lags behind, a gap that closes is no overfitting.
+        means = [_nan_is_worst(max(m, 0.0)) for m in gaps.reshape(-1, self.strip).mean(axis=1).tolist()]
+        if not _grew(means, self.successive, self.min_delta):
+            return None
+        shown = " to ".join(f"{m:.4g}" for m in means[-self.successive - 1 :])
+        return f"the gap between {self.train_monitor} and {self.monitor} grew from {shown}; {self._best_in_words()}"
+
+    def _last_in_words(self):
+        return f"{self.monitor} is {self.history[-1][1]:.4g}"
+
+    def _best_in_words(self):
+        if self.best is None:
+            return "no check gave a number"
+        return f"the best was {self.best:.4g} in epoch {self.best_epoch + 1}"
+
+    def _save(self):
+        if self.backup_path is None:
+            return
+        state = {
+            "names": np.array([self.monitor, self.train_monitor or ""]),
+            "history": np.array(self.history, "float64").reshape(-1, 3),
+            "best": np.array([] if self.best is None else [self.best, self.best_epoch], "float64"),
+        }
+        state |= {f"weight_{i}": w for i, w in enumerate(self._best_weights or [])}
+        save_arrays(self.backup_path, state)
+
+    def _resume(self, epoch):
+        """Takes up the state of the epochs before `epoch`, where training begins."""
+        if self.backup_path is None or epoch == 0:
+            return
+        if self.backup_path.exists():
+            self._load(epoch)
+        last = epoch - 1
+        if last >= self.start_from_epoch and self._is_due(last) and last not in [check[0] for check in self.history]:
+            warnings.warn(
+                f"EarlyStopping: training goes on at epoch {epoch + 1}, but {self.backup_path} does not know epoch "
+                f"{epoch}. It may stop later than an uninterrupted run. Put it before BackupAndRestore.",
+                stacklevel=2,
+            )
+
+    def _load(self, epoch):
+        state = load_arrays(self.backup_path)
+        names = [self.monitor, self.train_monitor or ""]
+        if list(state["names"]) != names:
+            raise ValueError(
+                f"EarlyStopping: {self.backup_path} is of a run that monitored {list(state['names'])}, this one "
+                f"monitors {names}. Delete it, or give this run another `backup_dir`."
+            )
+        # The last epoch may be lost to the model's own backup, and run again.
+        self.history = [(int(e), value, train) for e, value, train in state["history"].tolist() if e < epoch]
+        weights = [state[f"weight_{i}"] for i in range(sum(name.startswith("weight_") for name in state))]
+        if len(state["best"]):
+            self.best, self.best_epoch = float(state["best"][0]), int(state["best"][1])
+        if self.restore_best_weights and self.best is not None:
+            if [w.shape for w in weights] != [tuple(w.shape) for w in self.model.weights]:
+                raise ValueError(
+                    f"EarlyStopping: {self.backup_path} does not hold the best weights of this model. It is of another "
+                    "model or of a run without `restore_best_weights`. Delete it, or use another `backup_dir`."
+                )
+            self._best_weights = weights
+
+
+def generalization_loss(errors):
+    """Prechelt's GL of the last error, percent above the lowest of all; infinite if it is not finite."""
+    lowest, last = min(errors), errors[-1]
+    if last == math.inf:
+        return math.inf
+    if last == lowest:
+        return 0.0
+    return 100 * _quotient(last - lowest, abs(lowest))
+
+
+def training_progress(errors):
+    """Prechelt's P of the training errors in a strip: per mille by which their mean lies above the lowest."""
+    lowest = min(errors)
+    if not math.isfinite(lowest):
+        return 0.0
+    return 1000 * _quotient(sum(errors) / len(errors) - lowest, abs(lowest))
+
+
+def _quotient(a, b):
+    if a == 0 or (math.isinf(b) and not math.isinf(a)):
+        return 0.0
+    return math.inf if b == 0 or math.isinf(a) else a / b
+
+
+def _grew(values, times, by=0):
+    """Whether each of the last `times` values exceeds the one before it; an infinite one exceeds any."""
+    pairs = list(itertools.pairwise(values))[-times:]
+    return len(pairs) == times and all(new > old + by or new == math.inf for old, new in pairs)
+
+
+def _nan_is_worst(error):
+    return math.inf if math.isnan(error) else error
+
+
+def _finite_or_nan(errors):
+    return [error if math.isfinite(error) else math.nan for error in errors]
+
+
+def _sign(monitor, mode):
+    """1 for a value that should fall, -1 for one that should rise."""
+    if mode != "auto":
+        return 1 if mode == "min" else -1
+    falls, rises = (re.search(rf"(^|_)({words})(_|$|\d)", monitor.lower()) for words in (FALLING, RISING))
+    if bool(falls) == bool(rises):
+        raise ValueError(
+            f"Whether {monitor!r} should fall or rise cannot be told by its name. Pass `mode='min'` or `mode='max'`."
+        )
+    return 1 if falls else -1
+
+
+def _missing(name, logs):
+    hint = ""
+    if name.startswith("val_"):
+        hint = " Give `fit` validation data; if it validates only in some epochs, pass its `validation_freq` here too."
+    return (
+        f"EarlyStopping monitors {name!r}, which is not in the logs at the end of the epoch. There are: "
+        f"{', '.join(sorted(logs)) or 'none'}.{hint}"
+    )

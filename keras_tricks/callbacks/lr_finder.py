@@ -1,0 +1,644 @@
+"""Finds a learning rate: raises it step by step from far too small to far too large, and watches the loss.
+
+    rate_k = low · (high/low)^(k/(n-1))  or  low + (high - low)·k/(n-1)          k = 0 ... n-1: optimizer step
+    a_k = b·a_(k-1) + (1 - b)·loss_k,    smoothed_k = a_k / (1 - b^(k+1))
+    stops where smoothed > divergence · best, or the loss is not finite
+
+Smith, 2017, arXiv:1506.01186. `loss_k` is the loss of the batches of step k alone, before that step; in Keras the logs
+of a batch hold the mean since the epoch began, which hides divergence. The rules that read a rate off the curve are
+plain functions of (learning_rates, losses): `valley`, `steepest` and `minimum`. `valley` equals fastai's; `steepest`
+takes the slope over the logarithm of the rate, also for rates at equal distances, and only before the lowest loss.
+"""
+
+import contextlib
+import dataclasses
+import gc
+import math
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_tricks.callbacks._innermost import accumulation_steps, innermost_optimizer
+from keras_tricks.models._restored import attributes_restored, copies, remember
+
+_SHORTEST = 5  # points; a curve with fewer says nothing
+_CLEARLY = 5.0  # standard deviations; the lowest of many noisy values is far below their mean
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LRCurve:
+    """What `find_lr` and `LRFinder` found; as a string, it says in words what to do.
+
+    Attributes:
+        learning_rates: Rates of the steps that were taken, (n,).
+        raw_losses: Loss of the batches of each step, before the step, (n,).
+        losses: The same, smoothed, (n,).
+        stopped: Why the test ended: `"complete"`, `"diverged"`, `"not finite"` (the loss of the step after the last
+            one), or `"out of data"`.
+        smoothing: Weight of the past in the smoothed loss.
+        mode: `"exp"` or `"linear"`.
+        suggestions: Rates by the name of the rule; empty where the loss did not fall clearly.
+        suggestion: The rate to start with, or `None`.
+    """
+
+    learning_rates: np.ndarray
+    raw_losses: np.ndarray
+    losses: np.ndarray
+    stopped: str
+    smoothing: float
+    mode: str
+
+    @property
+    def suggestions(self):
+        if not self._falls():
+            return {}
+        lowest = minimum(self.learning_rates, self.losses)
+        found = {
+            "valley": valley(self.learning_rates, self.losses),
+            "steepest": steepest(self.learning_rates, self.losses),
+            "minimum / 10": None if lowest is None else lowest / 10,
+        }
+        return {name: rate for name, rate in found.items() if rate is not None}
+
+    @property
+    def suggestion(self):
+        return next(iter(self.suggestions.values()), None)
+
+    def _falls(self):
+        """Whether the smoothed loss falls by more than the noise that is left in it."""
+        if len(self.losses) < _SHORTEST:
+            return False
+        lowest = int(np.argmin(self.losses))
+        if lowest < 2:
+            return False
+        few = max(_SHORTEST, len(self.losses) // 10)
+        start = self.raw_losses[:few].mean()
+        # Differences of neighbours see the noise of single steps and hardly the trend; 0.954 = median for a deviation
+        # of 1. The end is left out, where the loss may jump about.
+        differences = np.abs(np.diff(self.raw_losses[: max(lowest + 1, len(self.losses) // 2)]))
+        noise = np.median(differences) / 0.954
+        weights = self.smoothing ** np.arange(lowest + 1)
+        deviation = noise * math.hypot(math.sqrt(1 / few), math.sqrt((weights**2).sum()) / weights.sum())
+        return start - self.losses[lowest] > max(_CLEARLY * deviation, 0.01 * abs(start))
+
+    def __str__(self):
+        if not len(self.losses):
+            return (
+                "The loss was not finite at the very first step, before the rate could matter. Look for NaN in the "
+                "data, and for a loss that does not fit the model's output."
+            )
+        low, high = self.learning_rates[[0, -1]]
+        lines = [f"{len(self.losses)} optimizer steps, rates {low:.2g} to {high:.2g}: {_ENDINGS[self.stopped]}"]
+        if self.suggestion is None:
+            if self.stopped == "out of data":
+                advice = "Too few steps to say anything: give `fit` more epochs, or use `find_lr`, which repeats data."
+            elif self.stopped == "complete":
+                advice = (
+                    "The loss did not fall clearly at any rate. Raise `max_learning_rate`; if that does not help, use "
+                    "larger batches or more `steps` against noise, and check that the model can learn at all."
+                )
+            else:
+                advice = (
+                    "The loss did not fall clearly before it rose. Lower `min_learning_rate`, or use larger batches or "
+                    "more `steps` against noise."
+                )
+            return "\n".join([*lines, advice])
+        lines += [f"{name:14s}{rate:.2g}" for name, rate in self.suggestions.items()]
+        name, rate = next(iter(self.suggestions.items()))
+        lines.append(
+            f"Start with learning_rate={rate:.2g} ({name}): the middle of the fall. It is a guess from a short run: "
+            "where it matters, train with a third and with three times of it too."
+            if name == "valley"
+            else f"Start with learning_rate={rate:.2g} ({name})."
+        )
+        if int(np.argmin(self.losses)) >= len(self.losses) - 2 and self.stopped == "complete":
+            lines.append("The loss was still falling at the end: raise `max_learning_rate` to see where it turns.")
+        return "\n".join(lines)
+
+    def plot(self, path):
+        """Draws loss over rate, with the suggestions marked, to a file.
+
+        Args:
+            path: File to write; its ending names the format.
+
+        Returns:
+            `path`.
+
+        Raises:
+            ValueError: If there is no point to draw.
+            ImportError: Without matplotlib.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("`LRCurve.plot` needs matplotlib: pip install 'keras_tricks[plot]'") from error
+        if not len(self.losses):
+            raise ValueError("There is nothing to draw: the loss was not finite at the first step.")
+        figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+        panel = figure.subplots()
+        panel.plot(self.learning_rates, self.raw_losses, ".", color="0.7", markersize=5, label="loss of a step")
+        panel.plot(self.learning_rates, self.losses, color="black", linewidth=2, label="smoothed loss")
+        # Okabe and Ito's colours, and shapes for those who see no colour.
+        looks = {"valley": ("#D55E00", "o"), "steepest": ("#0072B2", "s"), "minimum / 10": ("#009E73", "^")}
+        for name, rate in self.suggestions.items():
+            colour, shape = looks[name]
+            height = np.interp(rate, self.learning_rates, self.losses)
+            panel.axvline(rate, color=colour, linewidth=1, linestyle=":")
+            look = {"color": colour, "markersize": 10, "markeredgecolor": "white", "label": f"{name}: {rate:.2g}"}
+            panel.plot([rate], [height], shape, **look)
+        if self.mode == "exp":
+            panel.set_xscale("log")
+        # Single losses near divergence would press the rest of the curve flat.
+        low, high = min(self.losses.min(), np.quantile(self.raw_losses, 0.02)), self.losses.max()
+        margin = 0.06 * (high - low) or 0.5
+        panel.set_ylim(low - margin, high + margin)
+        panel.set_xlabel("learning rate of the step" + (" (logarithmic)" if self.mode == "exp" else ""))
+        panel.set_ylabel("training loss, mean of the step's batches")
+        panel.set_title(f"{len(self.losses)} steps, {_ENDINGS[self.stopped].rstrip('.')}", fontsize=10)
+        panel.grid(alpha=0.25)
+        panel.legend(frameon=True)
+        figure.savefig(path, dpi=120)
+        return path
+
+
+_ENDINGS = {
+    "complete": "the whole range.",
+    "diverged": "the loss diverged.",
+    "not finite": "then the loss was not finite.",
+    "out of data": "training ended before the range did.",
+}
+
+
+class LRFinder(keras.callbacks.Callback):
+    """Runs a learning-rate range test inside of `fit`, and puts the model back as it was.
+
+    Each optimizer step has a rate of its own, from `min_learning_rate` to `max_learning_rate`; with accumulation or a
+    step that loss scaling skips, that takes several batches. `fit` is stopped when the range is done or the loss
+    diverges. `find_lr` does it all in one call; use the callback where `fit` needs arguments of its own, with enough
+    epochs for `steps`.
+
+    Metrics are reset before each batch, so the loss that `fit` shows is that of the batch. At the end weights,
+    statistics, seeds, metrics and the optimizer (slots, step count, rate or schedule, loss scale) are put back bit for
+    bit. After a `fit` that was interrupted, call the callback's `on_train_end()` for that.
+
+    Args:
+        min_learning_rate: First rate, above 0. Defaults to `1e-7`.
+        max_learning_rate: Last rate. Defaults to `10.0`.
+        steps: Number of optimizer steps, at least 5. Defaults to `100`.
+        mode: `"exp"`: each rate the same multiple of the one before; `"linear"`: the same distance. Defaults to
+            `"exp"`.
+        smoothing: Weight of the past in the smoothed loss, in [0, 1). The curve lags by about
+            `smoothing / (1 - smoothing)` steps. Defaults to `0.8`.
+        divergence: Stop where the smoothed loss is above this multiple of its best value, after a tenth of the steps;
+            above 1. Defaults to `4.0`.
+
+    Raises:
+        TypeError, ValueError: If an argument is out of range; when training starts, if the model is not built, has
+            `steps_per_execution` above 1, several optimizers, or a function as its learning rate.
+        RuntimeError: During training, if something else moves the learning rate, or no step is taken.
+
+    Example:
+    >>> import keras, numpy as np, keras_tricks as kt
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    >>> model.compile(optimizer=keras.optimizers.SGD(0.01), loss="mse")
+    >>> finder = kt.callbacks.LRFinder(max_learning_rate=0.1, steps=20)
+    >>> history = model.fit(np.eye(4), np.ones((4, 1)), epochs=20, callbacks=[finder], verbose=0)
+    >>> len(finder.result.learning_rates), finder.result.stopped
+    (20, 'complete')
+
+    Reference:
+        Leslie N. Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, arXiv:1506.01186.
+    """
+
+    def __init__(
+        self, min_learning_rate=1e-7, max_learning_rate=10.0, steps=100, mode="exp", smoothing=0.8, divergence=4.0
+    ):
+        super().__init__()
+        low = _number("min_learning_rate", min_learning_rate, lambda x: 0 < x < math.inf, "above 0")
+        high = _number(
+            "max_learning_rate", max_learning_rate, lambda x: low < x < math.inf, f"above `min_learning_rate`, {low}"
+        )
+        if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)):
+            raise TypeError(f"`steps` must be an integer. Received: steps={steps!r}")
+        if steps < _SHORTEST:
+            raise ValueError(f"`steps` must be at least {_SHORTEST}. Received: steps={steps}")
+        if mode not in ("exp", "linear"):
+            raise ValueError(f"`mode` must be 'exp' or 'linear'. Received: mode={mode!r}")
+        self.smoothing = _number("smoothing", smoothing, lambda x: 0 <= x < 1, "in [0, 1)")
+        self.divergence = _number("divergence", divergence, lambda x: x > 1, "above 1")
+        self.mode = mode
+        self.learning_rates = (np.geomspace if mode == "exp" else np.linspace)(low, high, int(steps))
+        self.result = None
+        self._put_back = None
+        self._show = lambda rate, loss: None
+
+    def on_train_begin(self, logs=None):
+        self._release()  # a run that was interrupted did not
+        model = self.model
+        if not model.built:
+            raise ValueError(
+                "LRFinder: the model is not built, so there is nothing to put back at the end. Call "
+                "`model.build(input_shape)` first, or use `keras_tricks.callbacks.find_lr(model, data)`."
+            )
+        if model.steps_per_execution > 1:
+            raise ValueError(
+                "LRFinder needs the loss of each batch, but the model was compiled with "
+                f"steps_per_execution={model.steps_per_execution}. Use `keras_tricks.callbacks.find_lr(model, data)`, "
+                "which runs single steps and sets it back, or compile with steps_per_execution=1 for the test."
+            )
+        self._optimizer = innermost_optimizer(model.optimizer)
+        schedule = _check_rate(self._optimizer)
+        with _scope_of(model):
+            if not model.optimizer.built:
+                model.optimizer.build(model.trainable_variables)
+        put_back_variables, train_function = remember(model), model.train_function
+        self._first = self._steps_taken()
+        if schedule is not None:
+            self._optimizer.learning_rate = _RateOfTheStep(self._optimizer, self._first, self.learning_rates)
+            model.make_train_function(force=True)  # the schedule is part of the compiled step
+
+        def put_back():
+            if schedule is not None:
+                self._optimizer.learning_rate = schedule
+                model.train_function = train_function
+            put_back_variables()
+
+        self._put_back = put_back
+        self._settable = schedule is None
+        self._raw, self._smoothed, self._average = [], [], 0.0
+        self._sum = self._weight = 0.0  # of the batches of the step
+        self._patience = 100 * accumulation_steps(model.optimizer)
+        self._batches_for_step = self._batches_of_epoch = 0
+        self._stopped = "out of data"
+        self.result = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._batches_of_epoch = 0
+
+    def on_train_batch_begin(self, batch, logs=None):
+        model = self.model
+        model.reset_metrics()
+        if self._settable:
+            self._optimizer.learning_rate.assign(self.learning_rates[len(self._raw)])
+
+    def on_train_batch_end(self, batch, logs=None):
+        model = self.model
+        if model.stop_training and self._stopped != "out of data":
+            return
+        self._batches_of_epoch += 1
+        loss, weight = self._loss_of_batch(model, logs)
+        self._sum, self._weight = self._sum + weight * loss, self._weight + weight
+        if not math.isfinite(self._sum):
+            self._stop("not finite")
+            return
+        self._check_rate_is_ours()
+        if self._steps_taken() - self._first <= len(self._raw):
+            self._batches_for_step += 1
+            if self._batches_for_step >= self._patience:
+                self._fail(
+                    f"LRFinder: the optimizer has taken no step for {self._batches_for_step} batches. With loss "
+                    "scaling, no gradient was finite; otherwise `model.optimizer` is not what trains this model."
+                )
+            return
+        self._end_step(self._sum / self._weight)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not self._batches_of_epoch:
+            self._fail("LRFinder: the data gave no batch in this epoch. It must not be empty, or readable only once.")
+
+    def on_train_end(self, logs=None):
+        self._release()
+
+    def _end_step(self, loss):
+        k, b = len(self._raw), self.smoothing
+        self._average = b * self._average + (1 - b) * loss
+        smoothed = self._average / (1 - b ** (k + 1))
+        self._raw.append(loss)
+        self._smoothed.append(smoothed)
+        self._sum = self._weight = 0.0
+        self._batches_for_step = 0
+        self._show(self.learning_rates[k], smoothed)
+        best = min(self._smoothed)
+        if k + 1 > len(self.learning_rates) / 10 and smoothed > best + (self.divergence - 1) * abs(best):
+            self._stop("diverged")
+        elif k + 1 == len(self.learning_rates):
+            self._stop("complete")
+
+    def _stop(self, why):
+        self._stopped = why
+        self.model.stop_training = True
+
+    def _fail(self, message):
+        self._release()
+        raise RuntimeError(message)
+
+    def _release(self):
+        if self._put_back is None:
+            return
+        self._put_back()
+        self._put_back = None
+        self.result = LRCurve(
+            learning_rates=self.learning_rates[: len(self._raw)],
+            raw_losses=np.array(self._raw),
+            losses=np.array(self._smoothed),
+            stopped=self._stopped,
+            smoothing=self.smoothing,
+            mode=self.mode,
+        )
+
+    def _loss_of_batch(self, model, logs):
+        """Mean loss of a batch over all replicas, and the number of its examples."""
+        for metric in model.metrics:
+            if metric.name == "loss" and isinstance(metric, keras.metrics.Mean):
+                total, count = (sum(float(x) for x in copies(model, v)) for v in (metric.total, metric.count))
+                if count:
+                    return total / count, count
+        if "loss" not in (logs or {}):  # a `train_step` of the user's own may keep it in another way
+            self._fail(
+                "LRFinder reads the loss from the model's metric 'loss', or from what `train_step` returns under that "
+                f"name. Received: {sorted(logs or {})}. Return it as 'loss'."
+            )
+        return float(ops.convert_to_numpy(logs["loss"])), 1.0
+
+    def _steps_taken(self):
+        return int(ops.convert_to_numpy(self._optimizer.iterations))
+
+    def _check_rate_is_ours(self):
+        if not self._settable:
+            return
+        rate = ops.convert_to_numpy(self._optimizer.learning_rate)
+        expected = np.asarray(self.learning_rates[len(self._raw)], rate.dtype)
+        if rate != expected:
+            self._fail(
+                f"LRFinder: something else set the learning rate to {float(rate):.4g} in a step for "
+                f"{float(expected):.4g}. Leave out other callbacks that move it, such as CyclicLR."
+            )
+
+
+class _RateOfTheStep(keras.optimizers.schedules.LearningRateSchedule):
+    """Stands in for the schedule of an optimizer during the test."""
+
+    def __init__(self, optimizer, first, learning_rates):
+        self.optimizer, self.first = optimizer, first
+        self.learning_rates = learning_rates.astype("float32")
+
+    def __call__(self, step):
+        # Not at `step`, which Keras' own accumulation counts in batches.
+        k = ops.cast(self.optimizer.iterations, "int32") - self.first
+        return ops.take(ops.convert_to_tensor(self.learning_rates), ops.clip(k, 0, len(self.learning_rates) - 1))
+
+    def get_config(self):
+        raise NotImplementedError("The model cannot be saved during a learning-rate test. Save it afterwards.")
+
+
+def find_lr(
+    model,
+    data,
+    y=None,
+    sample_weight=None,
+    batch_size=None,
+    min_learning_rate=1e-7,
+    max_learning_rate=10.0,
+    steps=100,
+    mode="exp",
+    smoothing=0.8,
+    divergence=4.0,
+    class_weight=None,
+    verbose=True,
+):
+    """Finds a learning rate for a compiled model on its data, and leaves the model exactly as it was.
+
+    The model trains for `steps` optimizer steps, each at a higher rate, by its own `fit`: under whatever strategy,
+    precision, compilation, accumulation and wrappers it has. The data is repeated as needed. Weights, statistics,
+    seeds, metrics and the optimizer are put back bit for bit, also after an error, NaN or Ctrl-C; an optimizer with a
+    schedule keeps it. The global random state, from which `fit` shuffles arrays, moves on.
+
+    Args:
+        model: A compiled Keras model. If it is not built, the first batch builds it.
+        data: What `fit` takes as `x`: a `tf.data.Dataset` of batches, a `PyDataset`, or arrays, which are shuffled; or
+            a tuple `(x, y)` or `(x, y, sample_weight)` of arrays.
+        y: Targets, where `data` is inputs alone. Defaults to `None`.
+        sample_weight: Weights of the examples, with `y`. Defaults to `None`.
+        batch_size: Examples a batch, for arrays. Use that of the training to come. Defaults to `None`, Keras' 32.
+        min_learning_rate: First rate, above 0. Defaults to `1e-7`.
+        max_learning_rate: Last rate. Defaults to `10.0`.
+        steps: Number of optimizer steps, at least 5. Defaults to `100`.
+        mode: `"exp"` or `"linear"`, see `LRFinder`. Defaults to `"exp"`.
+        smoothing: Weight of the past in the smoothed loss, in [0, 1). Defaults to `0.8`.
+        divergence: Stop where the smoothed loss is above this multiple of its best; above 1. Defaults to `4.0`.
+        class_weight: As in `fit`. Defaults to `None`.
+        verbose: Whether to show progress and print the result. Defaults to `True`.
+
+    Returns:
+        An `LRCurve` with `learning_rates`, `losses`, `raw_losses`, `suggestion`, `suggestions`, `stopped` and
+        `plot(path)`; as a string, it says in words what to do.
+
+    Raises:
+        TypeError: If `model` is not a Keras model, or `data` is a generator, which can be read once only.
+        ValueError: If the model is not compiled, the data is empty, or an argument is out of range.
+        RuntimeError: If no step is taken.
+
+    Example:
+    >>> import keras, numpy as np, keras_tricks as kt
+    >>> random = np.random.default_rng(0)
+    >>> x = random.normal(size=(256, 4))
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="zeros")])
+    >>> model.compile(optimizer=keras.optimizers.SGD(0.01), loss="mse")
+    >>> found = kt.callbacks.find_lr(model, (x, x @ [[1.0], [2.0], [3.0], [4.0]]), steps=50, verbose=False)
+    >>> found.stopped, 0.001 < found.suggestion < 0.5
+    ('diverged', True)
+
+    Reference:
+        Leslie N. Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, arXiv:1506.01186.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`model` must be a compiled keras.Model. Received: {model!r}")
+    if getattr(model, "optimizer", None) is None:
+        raise ValueError("The model is not compiled, so it has no optimizer to find a rate for. Call `compile` first.")
+    if hasattr(data, "__next__"):
+        raise TypeError(
+            "`data` must be readable several times, since the test may need more than one pass. Received a generator "
+            "or iterator: make a `tf.data.Dataset` or a `keras.utils.PyDataset` of it, or give arrays."
+        )
+    finder = LRFinder(min_learning_rate, max_learning_rate, steps, mode, smoothing, divergence)
+    if isinstance(data, tuple):
+        if y is not None or sample_weight is not None:
+            raise ValueError("`data` is a tuple, which holds the targets already: leave out `y` and `sample_weight`.")
+        data, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    if hasattr(data, "cardinality") and int(data.cardinality()) == 0:
+        raise ValueError("`data` has no batches. Look at the transformations that made it.")
+    arrays = y is not None or _is_array(data)
+    _build(model, data, arrays)
+    with _single_steps(model), attributes_restored(model), _progress(verbose, finder), warnings.catch_warnings():
+        # Each pass over data of unknown size would warn that it ended.
+        warnings.filterwarnings("ignore", message="Your input ran out of data", category=UserWarning)
+        try:
+            model.fit(
+                data,
+                y,
+                sample_weight=sample_weight,
+                batch_size=batch_size,
+                class_weight=class_weight,
+                epochs=2**31,
+                shuffle=arrays,
+                verbose=0,
+                callbacks=[finder],
+            )
+        finally:
+            finder.on_train_end()
+    # A pass that was stopped stays in a cycle of references, and dropping its iterator takes up to as long as that has
+    # lived: better now than in the middle of training.
+    gc.collect()
+    if verbose:
+        print(finder.result)
+    return finder.result
+
+
+def valley(learning_rates, losses):
+    """The rate in the middle of the longest fall, as fastai defines it.
+
+    A fall is a sequence of ever smaller losses, gaps allowed. If it has `m` losses and ends at step `k`, the rate is
+    that of step `k - m/2`: the wiggles of a flat beginning, which are mostly gaps, hardly count.
+
+    Args:
+        learning_rates: Rates in ascending order, (n,).
+        losses: Smoothed losses at these rates, (n,).
+
+    Returns:
+        The rate, or `None` if no loss is below an earlier one.
+    """
+    rates, losses = _curve(learning_rates, losses)
+    lengths = np.ones(len(losses), int)
+    for i in range(1, len(losses)):
+        lengths[i] = 1 + np.where(losses[:i] > losses[i], lengths[:i], 0).max()
+    end = int(lengths.argmax())
+    length = int(lengths[end])
+    if length == 1:
+        return None
+    return float(rates[max(0, end - length + length // 3 + length // 6)])
+
+
+def steepest(learning_rates, losses):
+    """The rate where the loss falls fastest over the logarithm of the rate, before its lowest point.
+
+    Args:
+        learning_rates: Rates in ascending order, (n,).
+        losses: Smoothed losses at these rates, (n,).
+
+    Returns:
+        The rate, or `None` if the loss does not fall.
+    """
+    rates, losses = _curve(learning_rates, losses)
+    slopes = np.gradient(losses, np.log(rates))[: int(losses.argmin()) + 1]
+    k = int(slopes.argmin())
+    return float(rates[k]) if slopes[k] < 0 and losses.argmin() > 0 else None
+
+
+def minimum(learning_rates, losses):
+    """The rate of the lowest loss; a tenth of it is a common choice.
+
+    Args:
+        learning_rates: Rates in ascending order, (n,).
+        losses: Smoothed losses at these rates, (n,).
+
+    Returns:
+        The rate, or `None` if the first loss is the lowest.
+    """
+    rates, losses = _curve(learning_rates, losses)
+    k = int(losses.argmin())
+    return float(rates[k]) if k else None
+
+
+def _curve(learning_rates, losses):
+    rates, losses = np.asarray(learning_rates, "float64"), np.asarray(losses, "float64")
+    if rates.ndim != 1 or rates.shape != losses.shape or len(rates) < 2:
+        raise ValueError(
+            "`learning_rates` and `losses` must be two lists of the same length, at least 2. "
+            f"Received: shapes {rates.shape} and {losses.shape}"
+        )
+    if not (np.isfinite(losses).all() and rates[0] > 0 and (np.diff(rates) > 0).all()):
+        raise ValueError("`learning_rates` must be above 0 and ascend, and `losses` must be finite. Cut off the rest.")
+    return rates, losses
+
+
+def _number(name, value, is_right, expected):
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"`{name}` must be a number. Received: {name}={value!r}")
+    if not is_right(value):
+        raise ValueError(f"`{name}` must be {expected}. Received: {name}={value}")
+    return float(value)
+
+
+def _check_rate(optimizer):
+    """The schedule of the optimizer, or None if its rate can be set."""
+    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        raise ValueError(
+            "LRFinder moves one learning rate, but MultiOptimizer has several. Compile the model with one of its "
+            "optimizers for the test, or freeze the variables of the others."
+        )
+    if isinstance(optimizer.learning_rate, keras.Variable):
+        return None
+    # Keras has a setter for a schedule, but only gives out its present value.
+    schedules = [v for v in vars(optimizer).values() if isinstance(v, keras.optimizers.schedules.LearningRateSchedule)]
+    if len(schedules) != 1:
+        raise ValueError(
+            f"LRFinder: the optimizer {optimizer.name!r} has a function as its learning rate, which cannot be set "
+            "aside. Compile the model with a number or a LearningRateSchedule."
+        )
+    return schedules[0]
+
+
+def _scope_of(model):
+    if keras.backend.backend() == "tensorflow":
+        return model.distribute_strategy.scope()
+    return contextlib.nullcontext()
+
+
+def _is_array(data):
+    leaves = keras.tree.flatten(data)
+    return all(hasattr(leaf, "shape") and hasattr(leaf, "__getitem__") for leaf in leaves)
+
+
+def _build(model, data, arrays):
+    if model.built:
+        return
+    if arrays:
+        x = keras.tree.map_structure(lambda array: array[:1], data)
+    elif isinstance(data, keras.utils.PyDataset):
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data[0])
+    else:
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(next(iter(data)))
+    with _scope_of(model):
+        model(keras.tree.map_structure(ops.convert_to_tensor, x), training=False)
+
+
+@contextlib.contextmanager
+def _single_steps(model):
+    """Sets `steps_per_execution` to 1, and the compiled step of the model back afterwards."""
+    at_once = model.steps_per_execution
+    if at_once == 1:
+        yield
+        return
+    train_function = model.train_function
+    model.steps_per_execution, model.train_function = 1, None
+    try:
+        yield
+    finally:
+        model.steps_per_execution, model.train_function = at_once, train_function
+
+
+@contextlib.contextmanager
+def _progress(verbose, finder):
+    if not verbose:
+        yield
+        return
+    import rich.progress
+
+    with rich.progress.Progress(transient=True) as bars:
+        bar = bars.add_task("Learning rate", total=len(finder.learning_rates))
+        finder._show = lambda rate, loss: bars.update(
+            bar, advance=1, description=f"Learning rate {rate:.1e}, loss {loss:.4g}"
+        )
+        yield

@@ -1,0 +1,498 @@
+"""Averages of the weights along training: stochastic weight averaging and the exponential moving average.
+
+    swa: average <- average + (w - average) / n              n: collections so far, this one included
+    ema: average <- average + (1 - momentum) · (w - average)         the first collection copies w
+
+Izmailov et al., 2018, arXiv:1803.05407, for SWA. Averaged weights give the normalisation layers other inputs than
+either of the weights, so their statistics are taken anew over training data: from each batch's count, mean and sum of
+squared deviations, merged as in Chan, Golub and LeVeque, 1983, in float64. This is E[x²] - E[x]² over all of the data,
+without its cancellation; the mean of the batches' variances would miss the variance between batches.
+"""
+
+import contextlib
+import numbers
+import pathlib
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_tricks.callbacks._innermost import accumulation_steps
+from keras_tricks.callbacks._state import averaging_of, is_float, load_arrays, save_arrays, set_averaging
+
+
+class WeightAveraging(keras.callbacks.Callback):
+    """Averages weights along training, validates with the average, and leaves it in the model at the end.
+
+    `kind="swa"` is the mean of the collected weights, `kind="ema"` their exponential moving average: `average <-
+    momentum · average + (1 - momentum) · w` at each collection. All weights that are floats are averaged, in float32 or
+    wider; the others (counters) stay as they are.
+
+    Within `fit`, validation runs on the averaged weights as soon as there are any, and training goes on bit for bit
+    from where it was, also if validation is interrupted. Elsewhere the model has the weights of training:
+    `with averaging.applied():` puts the average in for a while. `applied()` works until training ends and after an
+    interruption. What training ends with is the average, unless `leave_averaged=False`.
+
+    State: one float32 copy of the weights on the device, and one more of the model's variables while they are swapped.
+
+    Args:
+        kind: `"swa"` or `"ema"`. Defaults to `"swa"`.
+        start: The first epoch (from 0) to collect in: an int, or a float below 1, a share of `epochs`. Defaults to
+            0.75 for `"swa"` and to 0 for `"ema"`.
+        every: `"epoch"`: at each epoch's end, before validation; or an int `n`: after every n-th optimizer step. With
+            `steps_per_execution` that is at the end of the execution, and if several were due there it collects once
+            (`"ema"` with the momentum of several). Defaults to `"epoch"`.
+        momentum: Of `"ema"`, for one collection, in [0, 1). Defaults to `0.999`, which is for collections every step
+            or few steps; after each epoch take 0.9 or less.
+        recompute_statistics_on: Batches as for `fit` (a dataset, or any iterable that can be gone through again) over
+            which the statistics of `BatchNormalization` and `ExtendedBatchNormalization` are taken anew, before each
+            validation and at the end, in one eager pass on one device; a model without such layers does not need it.
+            Or `False`: average the moving statistics like weights. Defaults to `None`, an error where it is needed.
+        leave_averaged: Whether training ends with the averaged weights. Defaults to `True`.
+        backup_dir: Folder of its own for the state after each epoch, to go on with
+            `keras.callbacks.BackupAndRestore` after a crash; put this callback before that one. Removed when training
+            ends. Defaults to `None`.
+
+    Raises:
+        ValueError: For an argument that is out of range; when training starts, if it ends before `start`, if a model
+            with batch normalisation has no `recompute_statistics_on`, or if there are two in one `fit`; when a run is
+            resumed and `backup_dir` does not hold the state of its last epoch.
+        RuntimeError: If it is passed to `evaluate` or `predict`; use `applied()`.
+
+    Example:
+    >>> import keras, numpy as np, keras_tricks as kt
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> averaging = kt.callbacks.WeightAveraging("swa", start=2)
+    >>> history = model.fit(np.ones((8, 4)), np.ones((8, 1)), epochs=5, callbacks=[averaging], verbose=0)
+    >>> averaging.collected
+    3
+
+    Reference:
+        Pavel Izmailov, Dmitrii Podoprikhin, Timur Garipov, Dmitry Vetrov, Andrew Gordon Wilson, "Averaging Weights
+        Leads to Wider Optima and Better Generalization", 2018, arXiv:1803.05407.
+    """
+
+    def __init__(
+        self,
+        kind="swa",
+        start=None,
+        every="epoch",
+        momentum=0.999,
+        recompute_statistics_on=None,
+        leave_averaged=True,
+        backup_dir=None,
+    ):
+        super().__init__()
+        if kind not in ("swa", "ema"):
+            raise ValueError(f"`kind` must be 'swa' or 'ema'. Received: kind={kind!r}")
+        if start is None:
+            start = 0.75 if kind == "swa" else 0
+        if isinstance(start, bool) or not isinstance(start, numbers.Real) or start < 0:
+            raise ValueError(f"`start` must be an epoch, from 0, or a float below 1. Received: start={start!r}")
+        if not isinstance(start, numbers.Integral) and start >= 1:
+            raise ValueError(f"`start` as a float is a share of the epochs, below 1. Received: start={start!r}")
+        if every != "epoch" and (isinstance(every, bool) or not isinstance(every, numbers.Integral) or every < 1):
+            raise ValueError(f"`every` must be 'epoch' or an int of at least 1. Received: every={every!r}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"`momentum` must be in [0, 1). Received: momentum={momentum!r}")
+        if kind == "swa" and momentum != 0.999:
+            raise ValueError(f"`momentum` is of kind='ema'; 'swa' has none. Received: momentum={momentum!r}")
+        _check_data(recompute_statistics_on)
+        self.kind = kind
+        self.start = start
+        self.every = every
+        self.momentum = momentum
+        self.recompute_statistics_on = recompute_statistics_on
+        self.leave_averaged = leave_averaged
+        self.backup_dir = None if backup_dir is None else pathlib.Path(backup_dir)
+        self.collected = 0
+        self._averages = None
+        self._watched = None
+        if every != "epoch":
+            # Set only where it is needed: Keras waits for the device after each batch if a callback has this hook.
+            self.on_train_batch_end = self._collect_every
+
+    def on_train_begin(self, logs=None):
+        self._release()  # a run that was interrupted did not
+        model = self.model
+        other = averaging_of(model)
+        if other is not None and other.params is self.params:  # one `fit` hands the same to all of its callbacks
+            raise ValueError("Two WeightAveraging callbacks in one `fit`: validation can run on one average only.")
+        if other is not None:
+            other._release()
+        epochs = self.params["epochs"]
+        self._first = self.start if isinstance(self.start, numbers.Integral) else int(self.start * epochs)
+        if self._first >= epochs:
+            raise ValueError(
+                f"WeightAveraging: training ends after {epochs} epochs, before averaging begins: start={self.start} "
+                "(epochs count from 0). Lower `start`."
+            )
+        layers = _normalization_layers(model)
+        if layers and self.recompute_statistics_on is None:
+            raise ValueError(
+                f"WeightAveraging: {layers[0].name!r} and other batch normalisation keeps statistics, which are wrong "
+                "for averaged weights. Pass training data as `recompute_statistics_on`, or `False` to average them too."
+            )
+        if self.recompute_statistics_on is None or self.recompute_statistics_on is False:
+            layers = []
+        if any(getattr(layer, "renorm", False) for layer in layers):
+            raise ValueError(
+                "WeightAveraging cannot take the statistics of batch renormalisation anew. Use `renorm=False`, or "
+                "`recompute_statistics_on=False` to average them."
+            )
+        self._layers = layers
+        self.collected = 0
+        self._averages = None
+        self._statistics = None  # of the present averages
+        self._epoch = None
+        self._batches = self._windows = 0
+        self._final = False
+        self._evaluate(model)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._epoch is None:
+            self._resume(epoch)
+        self._epoch = epoch
+        self._batches_before = self._batches
+        self._due = self.every == "epoch" and epoch >= self._first
+
+    def _collect_every(self, batch, logs=None):
+        self._batches = self._batches_before + batch + 1
+        windows = self._batches // (self.every * accumulation_steps(self.model.optimizer))
+        if windows > self._windows:
+            if self._epoch >= self._first:
+                self._collect(windows - self._windows)
+            self._windows = windows
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._collect_if_due()
+        self._save(epoch)
+
+    def on_test_begin(self, logs=None):
+        if not getattr(self, "_validating", False):
+            raise RuntimeError(_USE_APPLIED)
+
+    def on_predict_begin(self, logs=None):
+        raise RuntimeError(_USE_APPLIED)
+
+    def on_train_end(self, logs=None):
+        if self._final:
+            pass  # another callback has chosen
+        elif not self.collected:
+            warnings.warn(
+                "WeightAveraging: training stopped before anything was collected; the model keeps its weights.",
+                stacklevel=2,
+            )
+        elif self.leave_averaged:
+            self._apply()
+        self._release()
+        if self.backup_dir is not None:
+            for path in self.backup_dir.glob("averages-*.npz"):
+                path.unlink()
+
+    @contextlib.contextmanager
+    def applied(self):
+        """The averaged weights in the model, within `with`; then those from before, bit for bit, come what may.
+
+        Raises:
+            RuntimeError: If nothing has been collected yet.
+        """
+        if not self.collected:
+            raise RuntimeError("WeightAveraging has collected nothing yet: there is no average to apply.")
+        before = _Snapshot(self.model)
+        try:
+            self._apply()
+            yield self.model
+        finally:
+            before.restore()
+
+    def evaluated_weights(self):
+        """The weights that validation runs on, as arrays in the order of `model.weights`."""
+        weights = self.model.get_weights()
+        if not self.collected:
+            return weights
+        values = self._values()
+        return [np.asarray(values.get(i, w)).astype(w.dtype) for i, w in enumerate(weights)]
+
+    def leave_as_they_are(self):
+        """Called by a callback that has put final weights of its own into the model."""
+        self._final = True
+
+    def _evaluate(self, model):
+        # `fit` calls `model.evaluate`; around it, and not in two hooks, an exception cannot leave the average behind.
+        plain = model.evaluate
+
+        def evaluate(*args, **kwargs):
+            callbacks = kwargs.get("callbacks")
+            inside = isinstance(callbacks, keras.callbacks.CallbackList) and self in callbacks.callbacks
+            if not inside:
+                return plain(*args, **kwargs)
+            self._collect_if_due()
+            self._validating = True
+            try:
+                with self.applied() if self.collected else contextlib.nullcontext():
+                    return plain(*args, **kwargs)
+            finally:
+                self._validating = False
+
+        model.evaluate = evaluate
+        self._watched = model
+        set_averaging(model, self)
+
+    def _release(self):
+        if self._watched is not None:
+            del self._watched.evaluate
+            set_averaging(self._watched, None)
+            self._watched = None
+
+    def _collect_if_due(self):
+        if self._due:
+            self._due = False
+            self._collect(1)
+
+    def _collect(self, periods):
+        weights = {i: w for i, w in enumerate(self.model.weights) if is_float(w)}
+        if self._averages is None:
+            self._averages = {i: _wide_copy(w) for i, w in weights.items()}
+            self._update = _compiled(lambda rate: _move([(self._averages[i], w) for i, w in weights.items()], rate))
+        rate = 1 / (self.collected + 1) if self.kind == "swa" else 1 - self.momentum**periods
+        with _scope_of(self.model):
+            self._update(ops.convert_to_tensor(1.0 if not self.collected else rate, "float32"))
+        self.collected += 1
+        self._statistics = None
+
+    def _values(self):
+        """By the position in `model.weights`."""
+        values = {i: ops.convert_to_numpy(a) for i, a in self._averages.items()}
+        return {**values, **(self._statistics or {})}
+
+    def _apply(self):
+        weights = self.model.weights
+        for i, average in self._averages.items():
+            weights[i].assign(ops.cast(average.value, weights[i].dtype))
+        if not self._layers:
+            return
+        if self._statistics is None:
+            self._statistics = _statistics(self.model, self._layers, self.recompute_statistics_on)
+        for i, value in self._statistics.items():
+            weights[i].assign(value)
+
+    def _save(self, epoch):
+        if self.backup_dir is None:
+            return
+        state = {"counts": np.array([self.collected, self._batches, self._windows])}
+        state |= {f"average_{i}": ops.convert_to_numpy(a) for i, a in (self._averages or {}).items()}
+        save_arrays(self._path(epoch), state)
+        # A crash may come before the model's own backup of this epoch, so the state before it is kept too.
+        self._path(epoch - 2).unlink(missing_ok=True)
+
+    def _path(self, epoch):
+        return self.backup_dir / f"averages-{epoch}.npz"
+
+    def _resume(self, epoch):
+        if self.backup_dir is None:
+            return
+        if epoch == 0:
+            for path in self.backup_dir.glob("averages-*.npz"):
+                path.unlink()
+            return
+        if not self._path(epoch - 1).exists():
+            found = sorted(path.name for path in self.backup_dir.glob("averages-*.npz"))
+            if found or epoch > self._first:
+                raise ValueError(
+                    f"WeightAveraging: training begins with epoch {epoch}, but {self.backup_dir} does not hold "
+                    f"{self._path(epoch - 1).name}, the state after the epoch before. It holds: "
+                    f"{', '.join(found) or 'nothing'}. Put this callback before BackupAndRestore; or, to average anew, "
+                    "empty the folder and pass no `backup_dir`."
+                )
+            return
+        state = load_arrays(self._path(epoch - 1))
+        self.collected, self._batches, self._windows = (int(n) for n in state.pop("counts"))
+        if not self.collected:
+            return
+        weights = {i: w for i, w in enumerate(self.model.weights) if is_float(w)}
+        shapes = {f"average_{i}": tuple(w.shape) for i, w in weights.items()}
+        if {name: a.shape for name, a in state.items()} != shapes:
+            raise ValueError(
+                f"WeightAveraging: {self._path(epoch - 1)} is of another model. Delete it, or use another `backup_dir`."
+            )
+        self._averages = {i: _wide_copy(w) for i, w in weights.items()}
+        for i, average in self._averages.items():
+            average.assign(state[f"average_{i}"])
+        self._update = _compiled(lambda rate: _move([(self._averages[i], w) for i, w in weights.items()], rate))
+
+
+_USE_APPLIED = (
+    "WeightAveraging is a callback for `fit`. To evaluate or predict with the averaged weights, use "
+    "`with averaging.applied(): model.predict(x)`."
+)
+
+
+class _Snapshot:
+    """The values of all variables of a model, those that differ between replicas too."""
+
+    def __init__(self, model):
+        self.values = []
+        for variable in model.variables:
+            if keras.backend.backend() == "tensorflow":
+                import tensorflow as tf
+
+                parts = model.distribute_strategy.experimental_local_results(variable.value)
+                self.values += [(part, tf.identity(part)) for part in parts]
+            else:
+                self.values.append((variable, ops.copy(variable.value)))
+
+    def restore(self):
+        for variable, value in self.values:
+            variable.assign(value)
+
+
+def _wide_copy(variable):
+    dtype = keras.backend.result_type(variable.dtype, "float32")
+    return keras.Variable(ops.convert_to_numpy(ops.cast(variable.value, dtype)), dtype=dtype, trainable=False)
+
+
+def _move(pairs, rate):
+    for average, weight in pairs:
+        w = ops.cast(weight.value, average.dtype)
+        # Written so that a rate of 1 gives exactly w.
+        rate_ = ops.cast(rate, average.dtype)
+        average.assign(average.value * (1 - rate_) + w * rate_)
+
+
+def _compiled(function):
+    if keras.backend.backend() != "tensorflow":
+        return function
+    import tensorflow as tf
+
+    return tf.function(function, autograph=False)  # one call for all variables
+
+
+def _scope_of(model):
+    if keras.backend.backend() == "tensorflow":
+        return model.distribute_strategy.scope()
+    return contextlib.nullcontext()
+
+
+def _normalization_layers(model):
+    """All batch normalisation in a model that keeps statistics of its own, however deep inside of other layers."""
+    found, seen = [], set()
+
+    def visit(thing):
+        if id(thing) in seen:
+            return
+        seen.add(id(thing))
+        if isinstance(thing, keras.Layer):
+            if isinstance(thing, keras.layers.BatchNormalization):
+                found.append(thing)
+            inside = [*getattr(thing, "layers", []), *vars(thing).values()]
+        elif isinstance(thing, dict):
+            inside = thing.values()
+        elif isinstance(thing, (list, tuple)):
+            inside = thing
+        else:
+            return
+        for part in inside:
+            visit(part)
+
+    visit(model)
+    return found
+
+
+class _Moments:
+    """Count, mean and sum of squared deviations for each channel, merged batch by batch in float64."""
+
+    def __init__(self):
+        self.count, self.mean, self.deviations = 0.0, 0.0, 0.0
+
+    def add(self, x, mask, axis):
+        x = np.moveaxis(np.asarray(x, "float64"), axis, -1)
+        if mask is not None:
+            # The mask lacks the last axis of the inputs, which the layer then has as its channels.
+            x = x[np.broadcast_to(np.asarray(mask, bool), x.shape[:-1])]
+        x = x.reshape(-1, x.shape[-1])
+        if not len(x):
+            return
+        count, mean = len(x), x.mean(axis=0)
+        deviations = np.square(x - mean).sum(axis=0)
+        total = self.count + count
+        apart = mean - self.mean
+        self.mean = self.mean + apart * count / total
+        self.deviations = self.deviations + deviations + np.square(apart) * self.count * count / total
+        self.count = total
+
+    @property
+    def variance(self):
+        return self.deviations / self.count
+
+
+def _statistics(model, layers, data):
+    """Means and variances of what reaches the layers in training mode, by the position in `model.weights`."""
+    layers = [layer for layer in layers if layer.trainable]  # frozen layers keep theirs, as in training
+    moments = {id(layer): _Moments() for layer in layers}
+    before = _Snapshot(model)  # of seeds and statistics, which the passes move
+    try:
+        for layer in layers:
+            layer.call = _watching(layer, moments[id(layer)])
+        batches = 0
+        for batch in _batches(data):
+            x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            model(x, training=True)  # eagerly: it runs as many layers as there are, and no variable is left behind
+            batches += 1
+    finally:
+        for layer in layers:
+            vars(layer).pop("call", None)
+        before.restore()
+    if not batches:
+        raise ValueError(
+            "WeightAveraging: `recompute_statistics_on` gave no batches. If it is a generator, pass something that can "
+            "be gone through again, such as a tf.data.Dataset."
+        )
+    positions = {id(w): i for i, w in enumerate(model.weights)}
+    values = {}
+    for layer in layers:
+        seen = moments[id(layer)]
+        if not seen.count:
+            continue  # a branch that training does not use
+        scalar = layer.moving_variance.shape == ()
+        values[positions[id(layer.moving_mean)]] = seen.mean
+        values[positions[id(layer.moving_variance)]] = seen.variance.mean() if scalar else seen.variance
+    return values
+
+
+def _watching(layer, moments):
+    plain = layer.call
+
+    def call(inputs, training=None, mask=None):
+        if training:
+            moments.add(ops.convert_to_numpy(ops.cast(inputs, "float32")), mask, layer.axis)
+        return plain(inputs, training=training, mask=mask)
+
+    return call
+
+
+def _batches(data):
+    if isinstance(data, keras.utils.PyDataset):
+        return (data[i] for i in range(len(data)))
+    return data
+
+
+def _check_data(data):
+    if data is None or data is False or isinstance(data, keras.utils.PyDataset):
+        return
+    if (
+        data is True
+        or isinstance(data, (np.ndarray, dict, str))
+        or ops.is_tensor(data)
+        or not hasattr(data, "__iter__")
+    ):
+        raise ValueError(
+            "`recompute_statistics_on` must give batches, as a tf.data.Dataset does; for arrays, use "
+            "tf.data.Dataset.from_tensor_slices(x).batch(n), or a list of batches. "
+            f"Received: {type(data).__name__}"
+        )
+    cardinality = getattr(data, "cardinality", None)
+    if cardinality is not None and int(cardinality()) == -1:
+        raise ValueError("`recompute_statistics_on` never ends. Cut it: dataset.take(steps).")
