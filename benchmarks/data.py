@@ -214,7 +214,7 @@ def balancing():
 
 
 def main():
-    run(((echo_alone, 9), (cleaning, 9), (balancing, 2), (echo_behind_a_slow_reader, 3)), RESULTS)
+    run(((echo_alone, 9), (cleaning, 9), (balancing, 2), (echo_behind_a_slow_reader, 2)), RESULTS)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Histograms of weights, gradients and updates from inside a compiled `fit`.
+"""Histograms of weights, gradients, updates and activations from inside a compiled `fit`.
 
 The gradient that counts is the one that the optimizer uses: aggregated over replicas, averaged over accumulation,
-unscaled and clipped. It exists only inside the compiled step, so it is counted there, into variables, and the callback
-writes them out: this survives XLA, `steps_per_execution`, mixed precision and several replicas.
+unscaled and clipped. It exists only inside the compiled step, as do the outputs of layers, so both are counted there,
+into variables, and the callback writes them out: this survives XLA, `steps_per_execution`, mixed precision and several
+replicas.
 
     bins: the sign times 10^(k/5) for 1e-12 <= |x| < 1e4; smaller and larger values go to the end bins;
           exact zeros, NaN and infinities are counted apart
@@ -10,6 +11,7 @@ writes them out: this survives XLA, `steps_per_execution`, mixed precision and s
 No paper; Keras' `TensorBoard(histogram_freq=1)` shows weights only.
 """
 
+import contextlib
 import math
 import numbers
 import pathlib
@@ -19,44 +21,45 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_tricks.callbacks import _activations, _diagnosis, _tallies
 from keras_tricks.callbacks._innermost import accumulation_steps, innermost_optimizer
 
-KINDS = ("weights", "gradients", "updates")
+KINDS = ("weights", "gradients", "updates", "activations")
 
-# Values of gradients span decades, so bins are equal on a logarithmic scale, mirrored at zero.
-LOWEST_EXPONENT, HIGHEST_EXPONENT, BINS_A_DECADE = -12, 4, 5
-BINS = (HIGHEST_EXPONENT - LOWEST_EXPONENT) * BINS_A_DECADE  # of one sign
-ZERO, NAN, INFINITE = BINS, 2 * BINS + 1, 2 * BINS + 2
-SLOTS = 2 * BINS + 3
-
-# With every="epoch", each so-many-th optimizer step of the epoch is counted, beginning with the first.
-EPOCH_STRIDE = 10
+# With every="epoch", each so-many-th optimizer step of the epoch is counted, beginning with the first. Values change
+# little from step to step, and counting takes about as long as a step of a small model.
+EPOCH_STRIDE = 100
 
 
 class Histograms(keras.callbacks.Callback):
-    """Logs how weights, gradients and updates are distributed, for each variable and over time.
+    """Logs how weights, gradients, updates and layers' outputs are distributed, over time, and says what is wrong.
 
     Writes TensorBoard histograms and scalars (`gradients/<path>`, `gradients_norm/<path>`, `gradients_zeros/<path>`,
-    the share of exact zeros, ...), and keeps the counts in `history` for `plot`. The tensorboard package is needed to
-    look at the logs, not to write them.
+    the share of exact zeros, ...), and keeps the counts in `history` for `plot` and `diagnosis`. The tensorboard
+    package is needed to look at the logs, not to write them.
 
-    Cost: a few passes over the values where it counts; one condition a variable, and for `"updates"` the memory of a
-    copy of the variable, at every step. State: 1.3 kB a variable and kind.
+    Of an example's output, at most 256 evenly spaced values are counted. A channel of a relu is dead if it was
+    0 for every example that was counted. Outputs are counted in the forward pass of the training step alone.
 
-    After a `fit` that was interrupted, `on_train_end()` takes it out of the compiled step.
+    Cost: a few passes over the values, and for `"updates"` the memory of a copy of each variable, in the steps that are
+    counted. These have a version of the training step of their own, which is traced (and compiled) once a `fit`; other
+    steps run what they would without the callback. State: 1.3 kB a variable or layer and kind.
 
     Args:
         log_dir: Folder of the TensorBoard logs, or `None` to keep only `history`. Defaults to `None`.
-        every: `"epoch"` (default): one histogram an epoch, over every tenth optimizer step; or an int `n`: one for
-            every n-th optimizer step (at the end of the execution, with `steps_per_execution`).
-        what: Any of `"weights"`, `"gradients"` and `"updates"` (what one step adds to a variable). Defaults to all.
-        layers: Regular expressions on variable paths (`conv2d_1/kernel`); a variable that one of them is found in is
-            logged. Defaults to `None`, all trainable variables.
+        every: `"epoch"` (default): one histogram an epoch, over its first optimizer step and every hundredth after it;
+            or an int `n`: one for every n-th optimizer step (at the end of the execution, with
+            `steps_per_execution`).
+        what: Any of `"weights"`, `"gradients"`, `"updates"` (what one step adds to a variable) and `"activations"`
+            (the outputs of layers). Defaults to all.
+        layers: Layers, or regular expressions on the paths of variables (`conv2d_1/kernel`) and layers; what one of
+            them is found in is logged. Defaults to `None`: all trainable variables and all layers.
 
     Raises:
         ValueError: For an unknown `what` or `every`, and when training starts for a pattern that matches nothing or
-            an optimizer that only hands variables on to others (`MultiOptimizer`).
-        RuntimeError: On a backend other than TensorFlow.
+            an optimizer that only hands variables on to others (`MultiOptimizer`); for two of these callbacks at once.
+        RuntimeError: On a backend other than TensorFlow; and when the first activations are due, but no layer that is
+            watched has been called in the training step.
 
     Example:
     >>> import keras, numpy as np, keras_tricks as kt
@@ -66,6 +69,8 @@ class Histograms(keras.callbacks.Callback):
     >>> log = model.fit(np.ones((8, 4)), np.ones((8, 1)), callbacks=[histograms], verbose=0)
     >>> [record["step"] for record in histograms.history if record["what"] == "gradients"]
     [1, 1]
+    >>> histograms.diagnosis()
+    []
     """
 
     def __init__(self, log_dir=None, every="epoch", what=KINDS, layers=None):
@@ -84,41 +89,44 @@ class Histograms(keras.callbacks.Callback):
         self.log_dir = None if log_dir is None else pathlib.Path(log_dir)
         self.every = every
         self.what = what
-        self.layers = [layers] if isinstance(layers, str) else layers
+        self.layers = [layers] if isinstance(layers, str | keras.Layer) else layers
         self.history = []
-        self._optimizer = None
         self._writer = None
 
     def on_train_begin(self, logs=None):
         import tensorflow as tf
 
-        self._release()  # a run that was interrupted did not
         self._tf = tf
-        self._variables = self._chosen(self.model.trainable_variables)
+        self._variables, watched = self._chosen(self.model.trainable_variables)
         self._strategy = self.model.distribute_strategy
         optimizer = innermost_optimizer(self.model.optimizer)
-        if self.what != ("weights",) and type(optimizer).update_step is keras.optimizers.Optimizer.update_step:
+        in_step = {"gradients", "updates"} & set(self.what)
+        if in_step and type(optimizer).update_step is keras.optimizers.Optimizer.update_step:
             raise ValueError(
                 f"Histograms: {type(optimizer).__name__} has no `update_step` of its own to count gradients and "
-                "updates in. Use what=('weights',) with it."
+                "updates in. Use what=('weights', 'activations') with it."
             )
         self._optimizer = optimizer
         with self._strategy.scope():
             self._start = keras.Variable(0, dtype="int64", trainable=False, name="histograms_start")
-            self._tallies = {kind: [_Tally(v.path) for v in self._variables] for kind in self.what if kind != "weights"}
-        # One traced function for all variables: tracing a tally for each would cost seconds in a deep model.
-        count = _count_for_xla if self.model.jit_compile else _count
-        self._tally = tf.function(
-            lambda values: tally(values, count), input_signature=[tf.TensorSpec([None], "float32")]
-        )
+            self._counted = {
+                kind: [_tallies.Tally(v.path) for v in self._variables] for kind in self.what if kind in in_step
+            }
+        self._tally = _tallies.traced_tally(self.model.jit_compile)
+        self._activations = None
+        if watched:
+            self._activations = _activations.Activations(self.model, watched, self._counts_now)
+        tallies = [t for of_kind in self._counted.values() for t in of_kind]
+        if self._activations is not None:
+            tallies += self._activations.tallies.values()
+        weights = self._variables if "weights" in self.what else []
+        self._read = _tallies.reader(self._strategy, tallies, weights, self._tally)
         # Keras hands its own optimizers the variable of one device, and ours the Keras variable.
         self._positions = {}
         for position, v in enumerate(self._variables):
             for alias in (v, v.value, *self._strategy.experimental_local_results(v.value)):
                 self._positions[id(alias)] = position
-        self._plain_update_step = self._optimizer.update_step
-        self._optimizer.update_step = self._update_step
-        self.model.make_train_function(force=True)  # it may have been traced without the callback
+        self._plain = None
         if self.log_dir is not None and self._writer is None:
             self._writer = tf.summary.create_file_writer(str(self.log_dir))
         self._batches = 0
@@ -126,11 +134,24 @@ class Histograms(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._start.assign(ops.cast(self._optimizer.iterations, "int64") if self.every == "epoch" else 0)
+        self._first = int(ops.convert_to_numpy(self._start))
         self._batches_before_epoch = self._batches
+        self._look()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        # Only a step that may be counted runs the function that counts: elsewhere it would cost a tenth of a step.
+        if not (self._counted or self._activations):
+            return
+        ahead = self._batches_before_epoch + batch + self.model.steps_per_execution - 1 - self._seen_at
+        window = accumulation_steps(self.model.optimizer)
+        if self._seen + (ahead + window - 1) // window >= self._due:
+            self.model.train_function = self._counting_function()
 
     def on_train_batch_end(self, batch, logs=None):
         # Counted here, since asking the device for its step would stop it after every batch.
         self._batches = self._batches_before_epoch + batch + 1
+        if self._ran:
+            self._look()
         if self.every == "epoch":
             return
         windows = self._batches // (self.every * accumulation_steps(self.model.optimizer))
@@ -143,17 +164,17 @@ class Histograms(keras.callbacks.Callback):
             self._write()
 
     def on_train_end(self, logs=None):
-        self._release()
-        self.model.make_train_function(force=True)
         if self._writer is not None:
             self._writer.flush()
 
     def plot(self, path, what="gradients", variables=8):
-        """Draws how the magnitude of each variable's values moved over time, one panel a variable, to a file.
+        """Draws how the size of values moved over time, or how gradients change with depth, to a file.
 
         Args:
             path: File to write; its ending names the format.
-            what: `"gradients"`, `"weights"` or `"updates"`.
+            what: `"gradients"`, `"weights"`, `"updates"` or `"activations"`: a curve of the share of the values by
+                their size for each time, one panel a variable or layer. `"gradient_flow"`: the norm of the gradient
+                of each kernel, from the input to the output. Defaults to `"gradients"`.
             variables: At most so many panels; kernels first, spread over the depth of the model. Defaults to `8`.
 
         Returns:
@@ -164,47 +185,112 @@ class Histograms(keras.callbacks.Callback):
             ImportError: Without matplotlib.
         """
         try:
-            from matplotlib.figure import Figure
+            import matplotlib  # noqa: F401
         except ImportError as error:
             raise ImportError("`Histograms.plot` needs matplotlib: pip install 'keras_tricks[plot]'") from error
-        records = [r for r in self.history if r["what"] == what]
+        from keras_tricks.callbacks import _pictures
+
+        if what not in (*KINDS, "gradient_flow"):
+            raise ValueError(f"`what` must be one of {', '.join(KINDS)} or gradient_flow. Received: what={what!r}")
+        kind = "gradients" if what == "gradient_flow" else what
+        records = [r for r in self.history if r["what"] == kind]
         if not records:
-            raise ValueError(f"No {what} have been logged: train with this callback and what=({what!r}, ...) first.")
-        chosen = _spread(list(dict.fromkeys(r["path"] for r in records)), records, variables)
-        columns = min(4, len(chosen))
-        rows = math.ceil(len(chosen) / columns)
-        figure = Figure(figsize=(3.2 * columns + 0.8, 2.7 * rows + 0.4), layout="constrained")
-        panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
-        exponents = np.linspace(LOWEST_EXPONENT, HIGHEST_EXPONENT, BINS + 1)
-        image, used = None, np.zeros(BINS, bool)
-        for panel, name in zip(panels.flat, chosen, strict=False):
-            of_variable = [r for r in records if r["path"] == name]
-            share = np.array([_magnitudes(r["counts"]) / max(r["counts"].sum(), 1) for r in of_variable]).T
-            used |= share.max(axis=1) > 0.005
-            steps = [r["step"] for r in of_variable]
-            image = panel.pcolormesh([0, *steps], exponents, share, cmap="viridis", vmin=0, vmax=0.25)
-            panel.set_title(name, fontsize=9)
-            panel.set_xlabel("optimizer step", fontsize=8)
-        for panel in list(panels.flat)[len(chosen) :]:
-            panel.set_visible(False)
-        first, last = np.flatnonzero(used)[[0, -1]] if used.any() else (0, BINS - 1)
-        for panel in panels[:, 0]:
-            panel.set_ylim(exponents[first], exponents[last + 1])
-            panel.set_ylabel(f"log10 |{what[:-1]}|", fontsize=8)
-        figure.colorbar(image, ax=panels, label="share of the values", shrink=0.8)
+            raise ValueError(f"No {kind} have been logged: train with this callback and what=({kind!r}, ...) first.")
+        if what == "gradient_flow":
+            figure = _pictures.gradient_flow(records)
+        else:
+            figure = _pictures.ridges(records, variables, what)
         figure.savefig(path, dpi=120)
         return path
 
+    def diagnosis(self):
+        """Says in words what the records show to be wrong.
+
+        It judges what was logged: gradients for vanishing, exploding and missing gradients; activations for dead
+        channels and saturated units; weights and updates together for the size of the updates; each for values that
+        are not finite. The last three records of each variable and layer count. The limits are rules of thumb.
+
+        Returns:
+            A list of findings with `kind`, `layers` (paths) and `text`, which ends with remedies. Empty if nothing
+            is wrong; one finding of kind `"nothing yet"` before anything has been recorded.
+        """
+        return _diagnosis.diagnose(self.history)
+
     def _chosen(self, variables):
+        """The variables to log, and (path, layer) of the layers to log."""
+        watchable = _activations.watchable(self.model) if "activations" in self.what else {}
+        with_variables = set(self.what) != {"activations"}
         if self.layers is None:
-            return list(variables)
+            return list(variables), list(watchable.items())
+        of_layer = {path: [path, *(v.path for v in layer.variables)] for path, layer in watchable.items()}
+        chosen_variables, chosen_layers = set(), {}
         for pattern in self.layers:
-            if not any(re.search(pattern, v.path) for v in variables):
-                paths = "\n  ".join(v.path for v in variables)
+            if isinstance(pattern, keras.Layer):
+                own = {id(v) for v in pattern.variables}
+                found = [v for v in variables if id(v) in own]
+                layers = [path for path, layer in watchable.items() if layer is pattern]
+            else:
+                found = [v for v in variables if re.search(pattern, v.path)]
+                layers = [path for path, names in of_layer.items() if any(re.search(pattern, name) for name in names)]
+            if not (found and with_variables) and not layers:
+                names = [v.path for v in variables] if with_variables else []
+                paths = "\n  ".join([*names, *watchable])
+                shown = f"layer {pattern.name!r}" if isinstance(pattern, keras.Layer) else repr(pattern)
                 raise ValueError(
-                    f"Histograms: `layers` has {pattern!r}, which is found in none of the variables' paths:\n  {paths}"
+                    f"Histograms: `layers` has {shown}, which is found in none of the variables' and layers' "
+                    f"paths:\n  {paths}"
                 )
-        return [v for v in variables if any(re.search(pattern, v.path) for pattern in self.layers)]
+            chosen_variables |= {id(v) for v in found}
+            chosen_layers |= dict.fromkeys(layers)
+        return (
+            [v for v in variables if id(v) in chosen_variables],
+            [(path, layer) for path, layer in watchable.items() if path in chosen_layers],
+        )
+
+    @property
+    def _stride(self):
+        return EPOCH_STRIDE if self.every == "epoch" else self.every
+
+    def _look(self):
+        """Asks the device how many steps it has taken, of which it may have skipped some, and sees what is due next."""
+        self._ran = False
+        self._seen, self._seen_at = int(ops.convert_to_numpy(self._optimizer.iterations)), self._batches
+        self._due = self._first + -(-(self._seen - self._first) // self._stride) * self._stride
+
+    def _counting_function(self):
+        """A train function that counts and, when called, leaves the model as it was."""
+        model = self.model
+        plain = model.train_function
+        if getattr(plain, "counts_for", self) is not self:
+            raise ValueError("Histograms: two of these callbacks watch one `fit`. Name all of `what` in one of them.")
+        if self._plain is not plain:
+            with self._attached():
+                model.make_train_function(force=True)
+            self._plain, self._watched = plain, model.train_function
+
+        def train_function(iterator):
+            model.train_function = plain
+            self._ran = True
+            with self._attached():
+                return self._watched(iterator)
+
+        train_function.counts_for = self
+        return train_function
+
+    @contextlib.contextmanager
+    def _attached(self):
+        with contextlib.ExitStack() as stack:
+            if self._activations is not None:
+                stack.enter_context(self._activations)
+            if self._counted:
+                self._plain_update_step = self._optimizer.update_step
+                self._optimizer.update_step = self._update_step
+                stack.callback(delattr, self._optimizer, "update_step")
+            yield
+
+    def _counts_now(self):
+        done = ops.cast(self._optimizer.iterations, "int64") - self._start
+        return ops.equal(done % self._stride, 0)
 
     def _update_step(self, gradient, variable, learning_rate):
         # Traced into the compiled step, with the gradient that the optimizer is about to use.
@@ -212,164 +298,103 @@ class Histograms(keras.callbacks.Callback):
         if position is None:
             self._plain_update_step(gradient, variable, learning_rate)
             return
-        stride = EPOCH_STRIDE if self.every == "epoch" else self.every
-        done = ops.cast(self._optimizer.iterations, "int64") - self._start
-        counts_now = ops.equal(done % stride, 0)
-        if "gradients" in self._tallies:
-            self._tallies["gradients"][position].add_if(counts_now, lambda: self._tally(_flat(gradient)))
-        if "updates" not in self._tallies:
+        counts_now = self._counts_now()
+        if "gradients" in self._counted:
+            self._counted["gradients"][position].add_if(counts_now, lambda: self._tally(_tallies.flat(gradient)))
+        if "updates" not in self._counted:
             self._plain_update_step(gradient, variable, learning_rate)
             return
         before = self._tf.identity(variable)
         self._plain_update_step(gradient, variable, learning_rate)
-        self._tallies["updates"][position].add_if(counts_now, lambda: self._tally(_flat(variable - before)))
+        self._counted["updates"][position].add_if(counts_now, lambda: self._tally(_tallies.flat(variable - before)))
 
     def _write(self):
         step = int(ops.convert_to_numpy(self._optimizer.iterations))
+        taken, weights = self._read()
+        values = {"weights": weights}
+        for kind in self._counted:
+            values[kind], taken = taken[: len(self._variables)], taken[len(self._variables) :]
         records = []
         for kind in self.what:
-            if kind == "weights":
-                values = [[t.numpy() for t in self._tally(_flat(v))] for v in self._variables]
-            else:
-                values = [t.take() for t in self._tallies[kind]]
-            for v, (counts, moments) in zip(self._variables, values, strict=True):
+            if kind == "activations":
+                records += self._activation_records(step, taken)
+                continue
+            for v, (counts, moments) in zip(self._variables, values[kind], strict=True):
                 if counts.sum():
-                    records.append(_record(kind, v, step, counts, moments))
+                    records.append(_record(kind, v.path, v.shape, step, counts, moments))
         self.history += records
         if self._writer is not None:
             with self._writer.as_default(step=step):
                 for record in records:
                     _write_summaries(record, self._tf)
 
-    def _release(self):
-        if self._optimizer is not None:
-            del self._optimizer.update_step
-            self._optimizer = None
-
-
-class _Tally:
-    """Counts and moments of one variable's values, in variables that a compiled step can add to."""
-
-    def __init__(self, path):
-        name = path.replace("/", "_")
-        self.counts = keras.Variable(np.zeros(SLOTS), dtype="int64", trainable=False, name=f"{name}_counts")
-        self.moments = keras.Variable(_NO_MOMENTS, dtype="float32", trainable=False, name=f"{name}_moments")
-
-    def add_if(self, predicate, tally_of_values):
-        def add():
-            counts, moments = tally_of_values()
-            self.counts.assign(self.counts + ops.cast(counts, "int64"))
-            low, high, total, squares = (self.moments[i] for i in range(4))
-            self.moments.assign(
-                ops.stack(
-                    [
-                        ops.minimum(low, moments[0]),
-                        ops.maximum(high, moments[1]),
-                        total + moments[2],
-                        squares + moments[3],
-                    ]
-                )
+    def _activation_records(self, step, taken):
+        if not taken:
+            return []
+        records = []
+        for (path, layer), (counts, moments, (saturated, units), alive) in zip(
+            self._activations.layers, taken, strict=True
+        ):
+            if counts.sum():
+                record = _record("activations", path, (), step, counts, moments)
+                record["saturated"] = float(saturated / units) if units else None
+                record["alive"] = alive
+                record["is_output"] = layer is self._activations.output
+                records.append(record)
+        if not records and not any(r["what"] == "activations" for r in self.history):
+            raise RuntimeError(
+                "Histograms: no layer of those to watch ran in the training step: "
+                f"{', '.join(path for path, _ in self._activations.layers)}. It sees layers that the model calls in "
+                "its `call`, or that a `train_step` of its own calls directly, outside of loops. Name others in "
+                "`layers`, or leave 'activations' out of `what`."
             )
-
-        ops.cond(predicate, add, lambda: None)
-
-    def take(self):
-        values = ops.convert_to_numpy(self.counts), ops.convert_to_numpy(self.moments)
-        self.counts.assign(np.zeros(SLOTS))
-        self.moments.assign(_NO_MOMENTS)
-        return values
+        return records
 
 
-def _flat(values):
-    # ops.convert_to_tensor would leave the gradient of an embedding sparse; ops.cast reads variables.
-    import tensorflow as tf
-
-    return tf.reshape(ops.cast(tf.convert_to_tensor(values), "float32"), (-1,))
-
-
-_NO_MOMENTS = np.array([np.inf, -np.inf, 0, 0], "float32")
-
-
-def _count(slots):
-    import tensorflow as tf
-
-    return tf.math.bincount(slots, minlength=SLOTS, maxlength=SLOTS)  # ten times as fast, but XLA has no bincount
-
-
-def _count_for_xla(slots):
-    return ops.segment_sum(ops.ones_like(slots), slots, num_segments=SLOTS)
-
-
-def tally(values, count=_count):
-    """For a float32 vector: counts by slot, (SLOTS,), and [minimum, maximum, sum, sum of squares] of finite values."""
-    x = values
-    finite = ops.isfinite(x)
-    safe = ops.where(finite, x, 0.0)
-    magnitude = ops.abs(safe)
-    exponent = ops.log(ops.maximum(magnitude, 1e-30)) / math.log(10)
-    k = ops.cast(ops.clip(ops.floor((exponent - LOWEST_EXPONENT) * BINS_A_DECADE), 0, BINS - 1), "int32")
-    slot = ops.where(x > 0, ZERO + 1 + k, ops.where(x < 0, ZERO - 1 - k, ZERO))
-    slot = ops.where(finite, slot, ops.where(ops.isnan(x), NAN, INFINITE))
-    counts = count(slot)
-    moments = ops.stack(
-        [
-            ops.min(ops.where(finite, x, np.inf)),
-            ops.max(ops.where(finite, x, -np.inf)),
-            ops.sum(safe),
-            ops.sum(ops.square(safe)),
-        ]
-    )
-    return counts, moments
-
-
-def bin_edges():
-    """The 2·BINS + 2 borders of the bins in ascending order; the middle bin holds the exact zeros."""
-    positive = 10.0 ** np.linspace(LOWEST_EXPONENT, HIGHEST_EXPONENT, BINS + 1)
-    return np.concatenate([-positive[::-1], positive])
-
-
-def _magnitudes(counts):
-    return counts[ZERO + 1 : NAN] + counts[:ZERO][::-1]
-
-
-def _record(kind, variable, step, counts, moments):
-    size = max(math.prod(variable.shape), 1)
-    passes = counts.sum() / size
-    return {
+def _record(kind, path, shape, step, counts, moments):
+    finite = max(counts[: _tallies.NAN].sum(), 1)
+    mean = float(moments[2] / finite)
+    record = {
         "what": kind,
-        "path": variable.path,
-        "rank": len(variable.shape),
+        "path": path,
+        "rank": len(shape),
         "step": step,
         "counts": counts,
         "min": float(moments[0]),
         "max": float(moments[1]),
         "sum": float(moments[2]),
         "sum_of_squares": float(moments[3]),
-        "norm": math.sqrt(moments[3] / passes),  # root mean square over the counted steps
-        "zeros": float(counts[ZERO] / counts.sum()),
-        "nan": int(counts[NAN]),
-        "infinite": int(counts[INFINITE]),
+        "mean": mean,
+        "std": math.sqrt(max(float(moments[3] / finite) - mean**2, 0.0)),
+        "zeros": float(counts[_tallies.ZERO] / counts.sum()),
+        "nan": int(counts[_tallies.NAN]),
+        "infinite": int(counts[_tallies.INFINITE]),
     }
-
-
-def _spread(paths, records, most):
-    rank = {r["path"]: r["rank"] for r in records}
-    kernels = [p for p in paths if rank[p] > 1] or paths
-    if len(kernels) <= most:
-        return kernels
-    return [kernels[round(i * (len(kernels) - 1) / max(most - 1, 1))] for i in range(most)]
+    if kind != "activations":
+        passes = counts.sum() / max(math.prod(shape), 1)
+        record["norm"] = math.sqrt(moments[3] / passes)  # root mean square over the counted steps
+    return record
 
 
 def _write_summaries(record, tf):
     kind, path = record["what"], record["path"]
-    edges = bin_edges()
-    filled = np.flatnonzero(record["counts"][:NAN])
+    edges = _tallies.bin_edges()
+    filled = np.flatnonzero(record["counts"][: _tallies.NAN])
     if filled.size:
         first, last = filled[0], filled[-1] + 1
         rows = np.stack([edges[first:last], edges[first + 1 : last + 1], record["counts"][first:last]], axis=1)
         _write(f"{kind}/{path}", rows, "histograms", tf)
-    _write(f"{kind}_norm/{path}", np.float32(record["norm"]), "scalars", tf)
-    _write(f"{kind}_zeros/{path}", np.float32(record["zeros"]), "scalars", tf)
+    scalars = ["zeros"]
+    if kind == "activations":
+        scalars += ["mean", "std"]
+        if len(record["alive"]):
+            _write(f"{kind}_dead/{path}", np.float32(1 - record["alive"].mean()), "scalars", tf)
+        if record["saturated"] is not None:
+            scalars.append("saturated")
+    else:
+        scalars.append("norm")
+    for name in scalars:
+        _write(f"{kind}_{name}/{path}", np.float32(record[name]), "scalars", tf)
     if record["nan"] or record["infinite"]:
         _write(f"{kind}_not_finite/{path}", np.float32(record["nan"] + record["infinite"]), "scalars", tf)
 

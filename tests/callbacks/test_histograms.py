@@ -6,13 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import keras_tricks as kt
-from keras_tricks.callbacks import histograms as module
+from keras_tricks.callbacks import _activations
+from keras_tricks.callbacks import _tallies as module
+from keras_tricks.callbacks import histograms as public
 from tests import reference, runs
 
 
 def counted(values):
     counts, moments = module.tally(tf.constant(values, tf.float32))
-    np.testing.assert_array_equal(counts, module.tally(tf.constant(values, tf.float32), module._count_for_xla)[0])
+    np.testing.assert_array_equal(counts, module.tally(tf.constant(values, tf.float32), module.count_for_xla)[0])
     return counts.numpy(), moments.numpy()
 
 
@@ -68,46 +70,50 @@ def of(histograms, what):
     return [r for r in histograms.history if r["what"] == what]
 
 
-def expected_gradients(batch=8):
-    """The gradients of the first step, computed by hand."""
+def expected(batch=8):
+    """The gradients and the layers' outputs of the first step, computed by hand."""
     keras.utils.set_random_seed(0)
     model = runs.small_network()
     x, y = runs.images()
     with tf.GradientTape() as tape:
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(y[:batch], model(x[:batch], training=True))
-    return [g.numpy() for g in tape.gradient(loss, [v.value for v in model.trainable_variables])]
+    gradients = [g.numpy() for g in tape.gradient(loss, [v.value for v in model.trainable_variables])]
+    outputs = keras.Model(model.inputs[0], [layer.output for layer in model.layers])(x[:batch])
+    return gradients, [np.array(output) for output in outputs]
 
 
-def test_the_gradients_are_those_that_the_optimizer_uses(mode, replicas):
-    histograms, run = run_with(mode, replicas)
-    records = of(histograms, "gradients")[: len(run.model.trainable_variables)]
-    for record, gradient in zip(records, expected_gradients(), strict=True):
-        assert record["step"] == 1
-        assert record["counts"].sum() == gradient.size
+def test_gradients_and_outputs_are_those_of_the_step(mode, replicas):
+    histograms, _ = run_with(mode, replicas, options={"what": ("gradients", "activations")})
+    records = [r for r in histograms.history if r["step"] == 1]
+    gradients, outputs = expected()
+    for record, values in zip(records, gradients + outputs, strict=True):
+        assert record["counts"].sum() == values.size
         # Rounding may move a value across the border of a bin.
-        assert np.abs(record["counts"] - reference.log_histogram(gradient)).sum() <= max(2, 0.05 * gradient.size)
+        assert np.abs(record["counts"] - reference.log_histogram(values)).sum() <= max(2, 0.05 * values.size)
+        assert record["min"] == pytest.approx(values.min(), rel=1e-3, abs=1e-6)
+        assert record["sum"] == pytest.approx(values.sum(), rel=1e-3, abs=1e-5)
+        assert record["mean"] == pytest.approx(values.mean(), rel=1e-3, abs=1e-6)
+        assert record["std"] == pytest.approx(values.std(), rel=1e-3)
+        assert record["zeros"] == pytest.approx((values == 0).mean(), abs=2e-3)
+    for record, gradient in zip(records, gradients, strict=False):
         assert record["norm"] == pytest.approx(np.linalg.norm(gradient), rel=1e-4)
-        assert record["min"] == pytest.approx(gradient.min(), rel=1e-3, abs=1e-6)
-        assert record["sum"] == pytest.approx(gradient.sum(), rel=1e-3, abs=1e-5)
-
-
-def test_counts_are_equal_on_one_device_on_two_replicas_and_under_xla():
-    counts = [
-        np.stack([r["counts"] for r in of(run_with(mode, replicas)[0], "gradients")])
-        for mode, replicas in (("graph", 1), ("graph", 2), ("xla", 2))
-    ]
-    for other in counts[1:]:
-        assert np.abs(other - counts[0]).sum() <= 0.02 * counts[0].sum()  # values on the border of a bin
+    conv, _, tanh, logits = records[len(gradients) :]
+    np.testing.assert_array_equal(conv["alive"], (outputs[0] != 0).any(axis=(0, 1, 2)))
+    assert tanh["saturated"] == (np.abs(outputs[2]) > 0.97).mean()
+    assert logits["saturated"] is None
 
 
 def test_gradients_are_unscaled_under_mixed_float16():
-    exact = of(run_with(optimizer=lambda: kt.LAMB(0.01))[0], "gradients")
-    scaled = of(
-        run_with(replicas=2, optimizer=lambda: kt.LossScaleOptimizer(kt.LAMB(0.01)), precision="mixed_float16")[0],
-        "gradients",
+    what = {"what": ("gradients", "activations")}
+    exact, _ = run_with(optimizer=lambda: kt.LAMB(0.01), options=what)
+    scaled, _ = run_with(
+        replicas=2, optimizer=lambda: kt.LossScaleOptimizer(kt.LAMB(0.01)), precision="mixed_float16", options=what
     )
-    for a, b in zip(exact, scaled, strict=True):
+    for a, b in zip(of(exact, "gradients"), of(scaled, "gradients"), strict=True):
         assert b["norm"] == pytest.approx(a["norm"], rel=0.02, abs=1e-4)
+    for a, b in zip(of(exact, "activations"), of(scaled, "activations"), strict=True):
+        assert b["counts"].sum() == a["counts"].sum()
+        assert b["std"] == pytest.approx(a["std"], rel=0.02)
 
 
 def test_a_step_that_loss_scaling_skips_is_not_counted():
@@ -119,34 +125,36 @@ def test_a_step_that_loss_scaling_skips_is_not_counted():
     assert histograms.history == []
 
 
-def test_accumulated_gradients_are_counted_once_a_window():
-    large = of(run_with(optimizer=lambda: kt.LAMB(0.01), batch=16)[0], "gradients")
-    small = of(
-        run_with(replicas=2, optimizer=lambda: kt.LAMB(0.01, gradient_accumulation_steps=4), batch=4)[0], "gradients"
+def test_accumulated_batches_are_counted_as_the_large_batch():
+    what = {"what": ("gradients", "activations")}
+    large, _ = run_with(optimizer=lambda: kt.LAMB(0.01), batch=16, options=what)
+    small, _ = run_with(
+        replicas=2, optimizer=lambda: kt.LAMB(0.01, gradient_accumulation_steps=4), batch=4, options=what
     )
-    for a, b in zip(large, small, strict=True):
-        assert (a["step"], a["path"].split("/")[-1]) == (b["step"], b["path"].split("/")[-1])
-        assert b["norm"] == pytest.approx(a["norm"], rel=1e-3)
+    for a, b in zip(large.history, small.history, strict=True):
+        assert (a["what"], a["step"]) == (b["what"], b["step"])
+        assert b["std"] == pytest.approx(a["std"], rel=2e-3)
+        assert b["counts"].sum() == a["counts"].sum()
+        if a["what"] == "gradients":
+            assert b["norm"] == pytest.approx(a["norm"], rel=1e-3)
 
 
-def test_updates_are_what_a_step_adds_to_the_weights():
-    histograms, _ = run_with(optimizer=lambda: keras.optimizers.SGD(0.25))
+def test_weights_are_those_at_the_time_and_updates_what_a_step_adds():
+    histograms, run = run_with(optimizer=lambda: keras.optimizers.SGD(0.25))
+    last = of(histograms, "weights")[-len(run.weights) :]
+    for record, w in zip(last, run.weights, strict=True):
+        assert record["norm"] == pytest.approx(np.linalg.norm(w), rel=1e-5)
     for gradient, update in zip(of(histograms, "gradients"), of(histograms, "updates"), strict=True):
         assert update["path"] == gradient["path"]
         if "kernel" not in gradient["path"] or "dense" not in gradient["path"]:  # one kernel has a constraint
             assert update["norm"] == pytest.approx(0.25 * gradient["norm"], rel=1e-2)
 
 
-def test_weights_are_those_at_the_time():
-    histograms, run = run_with()
-    last = of(histograms, "weights")[-len(run.weights) :]
-    for record, w in zip(last, run.weights, strict=True):
-        assert record["norm"] == pytest.approx(np.linalg.norm(w), rel=1e-5)
-
-
 def test_every_n_steps_and_every_epoch(replicas):
-    steps = lambda every, **kw: sorted({r["step"] for r in run_with(replicas=replicas, every=every, **kw)[0].history})  # noqa: E731
-    assert steps(1) == [1, 2, 3, 4]
+    def steps(every, **compiled):
+        histograms, _ = run_with(replicas=replicas, every=every, options={"what": "gradients"}, **compiled)
+        return sorted({r["step"] for r in histograms.history})
+
     assert steps(2) == [2, 4]
     assert steps(2, steps_per_execution=2) == [2, 4]
     assert steps("epoch") == [4]
@@ -168,19 +176,27 @@ def test_infinite_gradients_show():
     assert (kernel["infinite"], bias["infinite"]) == (2, 1)
 
 
-def test_patterns_choose_the_variables():
-    histograms, _ = run_with(options={"layers": ["conv2d.*/kernel"]})
-    assert {r["path"].split("/")[-1] for r in histograms.history} == {"kernel"}
-    assert len({r["path"] for r in histograms.history}) == 1
-    with pytest.raises(ValueError, match="'nothing', which is found in none"):
+def test_patterns_and_layers_choose():
+    what = ("gradients", "activations")
+    histograms, _ = run_with(options={"layers": ["conv2d.*/kernel", "flatten"], "what": what})
+    assert {r["path"].split("/")[-1] for r in of(histograms, "gradients")} == {"kernel"}
+    watched = [r["path"].split("/")[-1][:7] for r in of(histograms, "activations")][:2]
+    assert watched == ["conv2d", "flatten"] or [w.rstrip("_0123456789") for w in watched] == ["conv2d", "flatten"]
+    with pytest.raises(ValueError, match=r"'nothing', which is found in none[^$]*dense"):
         run_with(options={"layers": ["nothing"]})
+    with pytest.raises(ValueError, match="found in none"):
+        run_with(options={"layers": keras.layers.ReLU()})
+    with pytest.raises(ValueError, match="found in none"):
+        run_with(options={"layers": "flatten", "what": "gradients"})
 
 
 def test_training_is_not_changed():
     plain = runs.train(lambda: kt.LAMB(0.05), epochs=1)
-    _, watched = run_with(optimizer=lambda: kt.LAMB(0.05))
+    _, watched = run_with(optimizer=lambda: kt.LAMB(0.05), every=2)
     runs.assert_same_weights(plain, watched, 0)
     assert "update_step" not in vars(watched.model.optimizer)
+    assert "train_step" not in vars(watched.model)
+    assert not any("call" in vars(layer) for layer in watched.model.layers)
 
 
 def test_tensorboard_reads_the_histograms_and_scalars(tmp_path):
@@ -191,7 +207,9 @@ def test_tensorboard_reads_the_histograms_and_scalars(tmp_path):
     events.Reload()
     path = run.model.trainable_variables[0].path
     tags = events.Tags()["tensors"]
-    assert {f"{kind}/{path}" for kind in module.KINDS} <= set(tags)
+    assert {f"{kind}/{path}" for kind in ("weights", "gradients", "updates")} <= set(tags)
+    layer = run.model.layers[0].path
+    assert {f"activations{name}/{layer}" for name in ("", "_mean", "_std", "_zeros", "_dead")} <= set(tags)
     assert f"gradients_norm/{path}" in tags
     plugin = events.summary_metadata[f"gradients/{path}"].plugin_data.plugin_name
     assert plugin == "histograms"
@@ -205,14 +223,17 @@ def test_tensorboard_reads_the_histograms_and_scalars(tmp_path):
     assert (rows[:, 0] < rows[:, 1]).all()
 
 
-def test_the_picture_is_drawn(tmp_path):
-    histograms, _ = run_with()
-    path = histograms.plot(tmp_path / "gradients.png")
+def test_the_pictures_are_drawn(tmp_path):
     import matplotlib.image
 
-    assert matplotlib.image.imread(path).std() > 0.05
+    histograms, _ = run_with()
+    for what in (*public.KINDS, "gradient_flow"):
+        path = histograms.plot(tmp_path / f"{what}.png", what=what)
+        assert matplotlib.image.imread(path).std() > 0.05
+    with pytest.raises(ValueError, match="must be one of"):
+        histograms.plot(tmp_path / "none.png", what="losses")
     with pytest.raises(ValueError, match="No updates have been logged"):
-        run_with(options={"what": "weights"})[0].plot(tmp_path / "none.png", what="updates")
+        kt.callbacks.Histograms().plot(tmp_path / "none.png", what="updates")
 
 
 @pytest.mark.parametrize(
@@ -237,4 +258,157 @@ def test_an_optimizer_that_only_hands_on_is_reported():
     several = lambda: keras.optimizers.MultiOptimizer(lambda variable: keras.optimizers.SGD(0.1))  # noqa: E731
     with pytest.raises(ValueError, match="no `update_step` of its own"):
         run_with(optimizer=several)
-    assert of(run_with(optimizer=several, options={"what": "weights"})[0], "weights")
+    assert of(run_with(optimizer=several, options={"what": ("weights", "activations")})[0], "activations")
+
+
+def fit(model, histograms, x, y, optimizer="sgd", loss="mse", eager=False, **kwargs):
+    model.compile(optimizer, loss, run_eagerly=eager)
+    model.fit(x, y, verbose=0, callbacks=[histograms], **kwargs)
+    return histograms
+
+
+class Nested(keras.Model):
+    """A subclassed model: a block that is called twice and recomputed, and a ReZero."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = keras.Sequential([keras.layers.Dense(4, "relu", name="inner"), keras.layers.Dropout(0.5)])
+        self.again = kt.layers.Recompute(self.block)
+        self.rezero = kt.layers.ReZero(keras.layers.Dense(4, name="branch"))
+        self.head = keras.layers.Dense(1, name="head")
+
+    def call(self, x, training=False):
+        return self.head(self.rezero(self.again(self.again(x, training=training), training=training)))
+
+
+class OwnStep(Nested):
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = keras.ops.mean((self(x, training=True) - y) ** 2)
+        self.optimizer.apply(tape.gradient(loss, self.trainable_weights), self.trainable_weights)
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize(("model", "jit"), [(Nested, False), (OwnStep, True)])
+def test_a_layer_counts_as_often_as_it_is_called_going_forward(model, jit):
+    model = model()
+    model(np.ones((1, 4), "float32"))
+    if jit:
+        kt.jit(model)
+    histograms = kt.callbacks.Histograms(every=1, what="activations")
+    x = np.ones((8, 4), "float32")
+    # What validation calls is not counted.
+    fit(model, histograms, x, np.ones((8, 1)), epochs=2, validation_data=(x, np.ones((8, 1))))
+    sizes = {(r["path"].split("/")[-1], r["step"]): int(r["counts"].sum()) for r in histograms.history}
+    for step in (1, 2):
+        assert sizes["inner", step] == 2 * 8 * 4
+        assert sizes["branch", step] == 8 * 4
+        assert sizes["head", step] == 8
+
+
+def test_outputs_that_are_never_seen_are_an_error():
+    class Elsewhere(keras.Sequential):
+        def train_step(self, data):
+            return {"loss": keras.ops.mean(data[0])}
+
+    model = Elsewhere([keras.Input((4,)), keras.layers.Dense(1)])
+    with pytest.raises(RuntimeError, match="ran in the training step"):
+        fit(model, kt.callbacks.Histograms(what="activations"), np.ones((8, 4)), np.ones((8, 1)))
+
+
+def test_two_of_them_in_one_fit_are_refused():
+    with pytest.raises(ValueError, match="two of these callbacks"):
+        runs.train(lambda: keras.optimizers.SGD(0.1), callbacks=[kt.callbacks.Histograms() for _ in range(2)])
+
+
+def test_large_outputs_are_sampled_from_all_channels_alike():
+    x = np.broadcast_to(np.arange(1, 9, dtype="float32"), (2, 30, 30, 8))
+    sample = _activations._sample(tf.constant(x)).numpy()
+    values, counts = np.unique(sample, return_counts=True)
+    assert len(values) == 8
+    assert counts.max() - counts.min() <= 2
+    assert 128 < sample.shape[1] <= 256
+
+
+def kinds(histograms):
+    return {finding.kind for finding in histograms.diagnosis()}
+
+
+def deep(block, depth=20):
+    inputs = x = keras.Input((8,))
+    for _ in range(depth):
+        x = block(keras.layers.Dense(8, "sigmoid"))(x)
+    return keras.Model(inputs, keras.layers.Dense(1)(x))
+
+
+def data():
+    x = np.random.default_rng(0).normal(size=(32, 8)).astype("float32")
+    return x, x[:, :1]
+
+
+def test_a_deep_sigmoid_network_is_called_vanishing_and_one_with_rezero_is_not():
+    plain = kt.callbacks.Histograms(what="gradients")
+    (finding,) = fit(deep(lambda layer: layer), plain, *data(), eager=True).diagnosis()
+    assert finding.kind == "vanishing gradients"
+    assert "ReZero" in finding.text
+    assert len(finding.layers) > 5
+    assert all("kernel" in path for path in finding.layers)
+    rezero = kt.callbacks.Histograms(what="gradients")
+    assert fit(deep(kt.layers.ReZero), rezero, *data(), epochs=2, eager=True).diagnosis() == []
+
+
+def test_exploding_gradients_are_called_so():
+    large = [keras.initializers.RandomNormal(stddev=3.0, seed=seed) for seed in range(8)]
+    model = keras.Sequential(
+        [keras.Input((8,)), *(keras.layers.Dense(8, keras.ops.sin, kernel_initializer=start) for start in large)]
+    )
+    histograms = kt.callbacks.Histograms(what="gradients")
+    x, _ = data()
+    (finding,) = fit(model, histograms, x, np.zeros((32, 8)), keras.optimizers.SGD(1e-12), eager=True).diagnosis()
+    assert finding.kind == "exploding gradients"
+    assert finding.layers[0] == model.trainable_variables[0].path
+
+
+def test_a_relu_far_below_zero_is_called_dead():
+    far = keras.initializers.Constant(-100.0)
+    off = keras.layers.Dense(6, "relu", bias_initializer=far, name="off")
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6, "relu"), off, keras.layers.Dense(1)])
+    histograms = fit(model, kt.callbacks.Histograms(), *data(), epochs=2)
+    (dead,) = (f for f in histograms.diagnosis() if f.kind == "dead channels")
+    assert dead.layers == (off.path,)
+    assert "100%" in dead.text
+    assert "no gradient" in kinds(histograms)
+
+
+def test_saturated_units_and_updates_of_the_wrong_size_are_named():
+    wide = keras.initializers.RandomNormal(stddev=50.0, seed=0)
+    tanh = keras.layers.Dense(8, "tanh", kernel_initializer=wide)
+    model = keras.Sequential([keras.Input((8,)), tanh, keras.layers.Dense(1)])
+    slow = fit(model, kt.callbacks.Histograms(), *data(), keras.optimizers.SGD(1e-9), eager=True)
+    assert {"saturated units", "updates too small"} <= kinds(slow)
+    fast = fit(model, kt.callbacks.Histograms(), *data(), keras.optimizers.Adam(9.0), eager=True)
+    assert "updates too large" in kinds(fast)
+
+
+def test_the_first_layer_that_is_not_finite_is_named():
+    root = keras.layers.Activation(keras.ops.log, name="root")
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8), root, keras.layers.Dense(1)])
+    finding, *_ = fit(model, kt.callbacks.Histograms(), *data(), eager=True).diagnosis()
+    assert (finding.kind, finding.layers) == ("not finite", (root.name,))
+
+
+def test_healthy_networks_get_no_finding():
+    keras.utils.set_random_seed(0)
+    images, labels = runs.images(count=64)
+    histograms = kt.callbacks.Histograms()
+    layers = keras.layers
+    normalized = [layers.Conv2D(8, 3), layers.BatchNormalization(), layers.ReLU(), layers.Flatten()]
+    model = keras.Sequential([keras.Input((6, 6, 1)), *normalized, layers.Dense(16, "tanh"), layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    fit(model, histograms, images, labels, keras.optimizers.Adam(1e-3), loss, epochs=4)
+    assert histograms.diagnosis() == []
+
+
+def test_before_training_there_is_nothing_to_judge():
+    assert kinds(kt.callbacks.Histograms()) == {"nothing yet"}
