@@ -39,6 +39,12 @@ def precision(request):
     return request.param
 
 
+@pytest.fixture(params=["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
+def mixed_precision(request):
+    """For what takes seconds to compile: float16 needs more of a trick, with its scaled losses."""
+    return request.param
+
+
 def pytest_collection_modifyitems(items):
     """The longest tests first, or one of two processes would end with them while the other has nothing to do."""
     longest = ("test_training_ends_where_it_does_on_tensorflow", "test_everything_at_once", "test_on_jax")

@@ -73,11 +73,10 @@ def test_the_result_is_the_same_eager_compiled_under_xla_and_on_two_replicas(tri
         runs.assert_same_weights(plain(trick), runs.train(sgd, mode, replicas, **arguments), 2e-5)
 
 
-def test_mixed_precision_on_two_replicas_under_xla(trick):
+def test_mixed_precision_on_two_replicas_under_xla(trick, mixed_precision):
     arguments = {"network": network_of(trick), "data": data_of(trick), "epochs": 1}
-    for precision in ("mixed_bfloat16", "mixed_float16"):
-        other = runs.train(lambda: kt.LossScaleOptimizer(sgd()), "xla", 2, precision, **arguments)
-        runs.assert_same_weights(plain(trick), other, runs.tolerance(precision))
+    other = runs.train(lambda: kt.LossScaleOptimizer(sgd()), "xla", 2, mixed_precision, **arguments)
+    runs.assert_same_weights(plain(trick), other, runs.tolerance(mixed_precision))
 
 
 def test_exported_as_a_saved_model_it_computes_the_same(trick, tmp_path):

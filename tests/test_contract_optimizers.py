@@ -69,15 +69,14 @@ def test_the_step_alone_under_xla_gives_the_same(make):
     runs.assert_same_weights(plain(make), runs.train(compiled, replicas=2, epochs=1), 2e-5)
 
 
-def test_mixed_precision_on_two_replicas_under_xla(make):
+def test_mixed_precision_on_two_replicas_under_xla(make, mixed_precision):
     def scaled():
         optimizer = make()
         is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         return optimizer if is_scaled else kt.LossScaleOptimizer(optimizer)
 
-    for precision in ("mixed_bfloat16", "mixed_float16"):  # float32: where it accumulates, below
-        other = runs.train(scaled, "xla", 2, precision, epochs=1)
-        runs.assert_same_weights(plain(make), other, runs.tolerance(precision))
+    other = runs.train(scaled, "xla", 2, mixed_precision, epochs=1)  # float32: where it accumulates, below
+    runs.assert_same_weights(plain(make), other, runs.tolerance(mixed_precision))
 
 
 @pytest.mark.parametrize("policy", ["bfloat16", "float16"])

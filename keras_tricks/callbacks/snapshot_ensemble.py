@@ -70,7 +70,7 @@ class SnapshotEnsemble(keras.callbacks.Callback):
         self._cycle = self._ended(self._steps_read)
         if self._steps_read == 0 and self.files:
             raise ValueError(
-                f"{self.directory} holds {len(self.files)} snapshots of another run. Give this one a folder of its own, "
+                f"{self.directory} holds {len(self.files)} snapshots of another run. Give this one its own folder, "
                 "or delete them."
             )
         batches = (self.params.get("steps") or 0) * (self.params.get("epochs") or 0)
