@@ -151,7 +151,7 @@ def test_snapshots_of_another_run_are_not_mixed_in(tmp_path):
         ({"schedule": keras.optimizers.schedules.CosineDecay(0.1, 10)}, TypeError),
         ({"schedule": 4, "keep": 0}, ValueError),
     ],
-    ids=str,
+    ids=["no-steps", "no-cycles", "keep-none"],
 )
 def test_wrong_arguments_are_refused(arguments, error, tmp_path):
     with pytest.raises(error, match="Received"):

@@ -81,7 +81,7 @@ def test_is_saved_with_the_optimizer_that_has_it(tmp_path):
     [
         ({"schedule_or_float": None}, TypeError),
         ({"schedule_or_float": True}, TypeError),
-        ({"schedule_or_float": lambda: 0.1}, TypeError),
+        ({"schedule_or_float": "0.1"}, TypeError),
         ({"schedule_or_float": -0.1}, ValueError),
         ({"warmup_steps": -1}, ValueError),
         ({"warmup_steps": 2.5}, TypeError),
