@@ -89,14 +89,15 @@ def test_what_xla_cannot_compile_fails_so_it_is_xla_that_runs(replicas):
         runs.train(sgd, replicas=replicas, network=lambda: kt.jit(network()), epochs=1)
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
-def test_mixed_precision(precision, replicas):
-    network = lambda: keras.Sequential([*runs.small_network().layers[:-1], keras.layers.Dense(3, dtype="float32")])  # noqa: E731
-    plain = runs.train(lambda: kt.LossScaleOptimizer(kt.LAMB(0.02)), "graph", replicas, precision, network=network)
-    jitted = runs.train(
-        lambda: kt.LossScaleOptimizer(kt.LAMB(0.02)), "graph", replicas, precision, network=lambda: kt.jit(network())
-    )
-    runs.assert_same_weights(plain, jitted, runs.tolerance(precision))
+def test_mixed_precision(mixed_precision, replicas):
+    def network():
+        return keras.Sequential([*runs.small_network().layers[:-1], keras.layers.Dense(3, dtype="float32")])
+
+    def train(make):
+        scaled = lambda: kt.LossScaleOptimizer(kt.LAMB(0.02))  # noqa: E731
+        return runs.train(scaled, "graph", replicas, mixed_precision, network=make)
+
+    runs.assert_same_weights(train(network), train(lambda: kt.jit(network())), runs.tolerance(mixed_precision))
 
 
 def test_several_steps_an_execution_and_metrics(replicas):

@@ -37,10 +37,10 @@ def test_needs_a_built_optimizer():
         kt.state_bytes("adam")
 
 
-def test_is_that_of_one_replica_in_every_precision_and_after_loading(precision, tmp_path):
+def test_is_that_of_one_replica_in_every_precision_and_after_loading(mixed_precision, tmp_path):
     scaled = lambda: kt.LossScaleOptimizer(kt.LAMB(0.01, gradient_accumulation_steps=2))  # noqa: E731
     one = runs.train(scaled, epochs=1)
-    two = runs.train(scaled, "xla", 2, precision, epochs=1)
+    two = runs.train(scaled, "xla", 2, mixed_precision, epochs=1)
     assert kt.state_bytes(two.model.optimizer) == kt.state_bytes(one.model.optimizer)
     one.model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
