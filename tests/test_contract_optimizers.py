@@ -114,6 +114,7 @@ def test_saved_loaded_and_continued_equals_uninterrupted(make, tmp_path):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b))
 
 
+@pytest.mark.slow
 def test_learning_rate_can_be_a_schedule_a_function_or_set_while_training(make):
     rates = []
 

@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 EXAMPLE = pathlib.Path(__file__).parent.parent / "examples" / "echo_slow_input.py"
 
 
@@ -18,6 +20,7 @@ def run(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_it_trains_with_each_factor_and_draws(tmp_path):
     result = run("--factors", 1, 2.5, "--target", 0.3, "--ratio", 3, "--plot", tmp_path / "echo.png")
     assert result.returncode == 0, result.stderr[-3000:]

@@ -150,9 +150,9 @@ def test_weights_are_those_at_the_time_and_updates_what_a_step_adds():
             assert update["norm"] == pytest.approx(0.25 * gradient["norm"], rel=1e-2)
 
 
-def test_every_n_steps_and_every_epoch(replicas):
+def test_every_n_steps_and_every_epoch():
     def steps(every, **compiled):
-        histograms, _ = run_with(replicas=replicas, every=every, options={"what": "gradients"}, **compiled)
+        histograms, _ = run_with(every=every, options={"what": "gradients"}, **compiled)
         return sorted({r["step"] for r in histograms.history})
 
     assert steps(2) == [2, 4]

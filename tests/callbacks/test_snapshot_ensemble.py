@@ -48,8 +48,8 @@ def test_snapshots_are_the_weights_at_the_ends_of_the_cycles(replicas, tmp_path)
             np.testing.assert_array_equal(a, b)
 
 
-def test_the_prediction_is_the_mean_and_the_model_stays_as_it_was(replicas, tmp_path):
-    model, ensemble = compiled(replicas=replicas), kt.callbacks.SnapshotEnsemble(tmp_path, 2)
+def test_the_prediction_is_the_mean_and_the_model_stays_as_it_was(tmp_path):
+    model, ensemble = compiled(), kt.callbacks.SnapshotEnsemble(tmp_path, 2)
     x, y = data()
     model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=[ensemble])
     assert len(ensemble.files) == 5

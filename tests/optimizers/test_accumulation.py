@@ -206,7 +206,7 @@ def test_callbacks_see_through_the_wrappers():
     assert [r["step"] for r in of_kernel if r["what"] == "gradients"] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("attribute", ["momentum", "beta_1"])
+@pytest.mark.parametrize("attribute", [pytest.param("momentum", marks=pytest.mark.slow), "beta_1"])
 def test_a_callback_can_move_momentum_in_a_compiled_fit(attribute):
     make = {"momentum": lambda m: kt.LARS(0.5, momentum=m), "beta_1": lambda m: kt.LAMB(0.05, beta_1=m)}[attribute]
 
