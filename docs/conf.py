@@ -36,3 +36,14 @@ autodoc_typehints = "none"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Input shape", "notes_style"), ("Output shape", "notes_style")]
+
+
+def _examples_as_code(app, what, name, obj, options, lines):
+    """Docstrings have their example right behind `Example:`, as in Keras; reStructuredText wants a blank line."""
+    for i in reversed(range(len(lines) - 1)):
+        if lines[i] == "Example:" and lines[i + 1].startswith(">>>"):
+            lines[i : i + 1] = [".. rubric:: Example", ""]
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", _examples_as_code)

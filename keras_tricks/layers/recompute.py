@@ -28,7 +28,7 @@ class Recompute(keras.layers.Wrapper):
     Wrap blocks of several layers, not single layers: what lies between two wrapped layers is kept. Wrapping a whole
     model in one saves nothing. `keras_tricks.recompute` cuts a model into blocks.
 
-    The layer's random numbers must come from `keras.random.SeedGenerator`s of its own, as in Keras' layers. Side
+    The layer's random numbers must come from a `keras.random.SeedGenerator` of its own, as in Keras' layers. Side
     effects in Python run twice.
 
     Args:
