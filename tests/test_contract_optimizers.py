@@ -60,6 +60,7 @@ def test_a_training_loop_of_the_users_own_gives_the_same(make):
     np.testing.assert_allclose(end(tf.function), end(lambda function: function), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_step_alone_under_xla_gives_the_same(make):
     def compiled():
         optimizer = make()

@@ -403,6 +403,7 @@ def check_on_jax():
     assert all(np.abs(g).max() > 0 for g in jax.grad(loss)(state[0]))
 
 
+@pytest.mark.slow  # the contract on JAX trains with it too
 def test_on_jax():
     from tests.test_jax_backend import on_jax
 

@@ -58,7 +58,9 @@ def test_a_wrapper_that_changes_nothing_changes_nothing_in_any_keras_optimizer(r
             np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("rule", ["Adam", "Nadam", "Muon", "Lion"])
+@pytest.mark.parametrize(
+    "rule", ["Adam", *(pytest.param(r, marks=pytest.mark.slow) for r in ("Nadam", "Muon", "Lion"))]
+)
 def test_small_batches_on_two_replicas_under_xla_equal_the_large_batch(rule):
     # A bare Keras optimizer with gradient_accumulation_steps=4 raises here: merge_call in a condition.
     make = lambda **o: RULES[rule](clipnorm=0.05, use_ema=True, **o)  # noqa: E731
