@@ -7,10 +7,8 @@ holds prepared tensorflow_datasets.
 
 import argparse
 import csv
-import datetime
 import os
 import pathlib
-import platform
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -18,9 +16,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "examples"))
 
 import echo_slow_input
 import image_data
-import keras
 import rich
-import tensorflow as tf
+from speed import software
 
 import keras_tricks as kt
 
@@ -76,24 +73,16 @@ def main():
     parser.add_argument("--ratio", type=float, default=5.0, help="reading time over training time")
     parser.add_argument("--limit", type=float, default=120, help="seconds after which a run gives up")
     options = parser.parse_args()
-    stack = {
-        "date": datetime.date.today().isoformat(),
-        "python": platform.python_version(),
-        "keras": keras.__version__,
-        "tensorflow": tf.__version__,
-        "cores": os.cpu_count(),
-        "gpus": len(tf.config.list_physical_devices("GPU")),
-    }
     file = RESULTS / f"learning_{options.experiment}.csv"
     file.parent.mkdir(exist_ok=True)
     for row in {"echo": echo}[options.experiment](options):
         new = not file.exists()
         with file.open("a", newline="", encoding="utf-8") as rows:
-            writer = csv.DictWriter(rows, [*stack, *row])
+            writer = csv.DictWriter(rows, [*software(), *row])
             if new:
                 writer.writeheader()
-            writer.writerow({**stack, **row})
-        rich.print({k: v for k, v in row.items() if k not in stack})
+            writer.writerow({**software(), **row})
+        rich.print(row)
     print(f"Appended to {file}")
 
 

@@ -115,9 +115,9 @@ def measure(variants, rounds):
     return {name: statistics.median(s) for name, s in seconds.items()}
 
 
-def run(groups, results):
-    """Measures (group, rounds) pairs, prints a table, and appends a row for each variant to the file `results`."""
-    stack = {
+def software():
+    """What a row of results was measured with, and when."""
+    return {
         "date": datetime.date.today().isoformat(),
         "python": platform.python_version(),
         "keras": keras.__version__,
@@ -125,6 +125,10 @@ def run(groups, results):
         "cores": os.cpu_count(),
         "gpus": len(tf.config.list_physical_devices("GPU")),
     }
+
+
+def run(groups, results):
+    """Measures (group, rounds) pairs, prints a table, and appends a row for each variant to the file `results`."""
     rows = []
     table = rich.table.Table("", "variant", "ms", "ratio")
     for group, rounds in groups:
@@ -133,7 +137,7 @@ def run(groups, results):
             first = next(iter(medians.values()))
             for name, s in medians.items():
                 figures = {"ms": f"{1e3 * s:.2f}", "ratio": f"{s / first:.2f}"}
-                rows.append({**stack, "comparison": comparison, "variant": name, **figures})
+                rows.append({**software(), "comparison": comparison, "variant": name, **figures})
                 table.add_row(comparison, name, *figures.values())
             table.add_section()
     results.parent.mkdir(exist_ok=True)

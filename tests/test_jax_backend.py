@@ -26,6 +26,55 @@ def test_training_ends_where_it_does_on_tensorflow(tmp_path):
         np.testing.assert_allclose(jax[name], weights, rtol=2e-4, atol=2e-4, err_msg=name)
 
 
+def test_callbacks_that_keep_weights_keep_the_right_ones(tmp_path):
+    code = """
+        import sys, keras, numpy as np, keras_tricks as kt
+
+        x, y = np.random.default_rng(0).normal(size=(2, 32, 4)).astype("float32")
+
+        def train(*callbacks, epochs=4):
+            keras.utils.set_random_seed(0)
+            layers = [keras.layers.Dense(4), keras.layers.BatchNormalization(), keras.layers.Dropout(0.3)]
+            model = keras.Sequential([keras.Input((4,)), *layers, keras.layers.Dense(4)])
+            model.compile(keras.optimizers.SGD(0.3), "mse")
+            model.fit(x, y, batch_size=8, epochs=epochs, shuffle=False, verbose=0, validation_data=(x, y),
+                      callbacks=list(callbacks))
+            return model
+
+        def same(a, b, **tolerance):
+            return all(np.allclose(v, w, **tolerance) for v, w in zip(a, b, strict=True))
+
+        class Each(keras.callbacks.Callback):
+            def on_epoch_end(self, epoch, logs=None):
+                weights.append(self.model.get_weights()), losses.append(logs.get("val_loss"))
+
+        weights, losses = [], []
+        plain = train(Each())
+        exact = {"rtol": 0, "atol": 0}
+
+        averaging = kt.callbacks.WeightAveraging(start=1, recompute_statistics_on=False, leave_averaged=False)
+        print(same(plain.get_weights(), train(averaging).get_weights(), **exact))
+        averaging = kt.callbacks.WeightAveraging(start=1, recompute_statistics_on=False)
+        print(same(np.mean([w[0] for w in weights[1:]], axis=0), train(averaging).get_weights()[0], rtol=1e-5))
+
+        best = int(np.argmin(losses))
+        stopping = kt.callbacks.EarlyStopping(patience=9, restore_best_weights=True)
+        print(same(weights[best], train(stopping).get_weights(), **exact))
+
+        ensemble = kt.callbacks.SnapshotEnsemble(sys.argv[1], 8)
+        model = train(ensemble)
+        before, mean, each = model.get_weights(), ensemble.predict(x, verbose=0), []
+        print(same(before, model.get_weights(), **exact), same(before, weights[-1], **exact))
+        for file, end in zip(ensemble.files, weights[1::2], strict=True):
+            model.load_weights(file)
+            each.append(model.predict(x, verbose=0))
+            print(same(end, model.get_weights(), **exact))
+        print(same(mean, np.mean(each, axis=0), rtol=1e-5, atol=1e-6))
+        """
+    result = on_jax("-c", textwrap.dedent(code), str(tmp_path))
+    assert result.stdout.split("\n")[:-1] == ["True"] * 3 + ["True True"] + ["True"] * 3, result.stderr[-3000:]
+
+
 def test_what_is_for_tensorflow_only_imports_and_says_so_when_used():
     code = """
         import keras, keras_tricks as kt

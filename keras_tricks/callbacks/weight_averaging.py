@@ -20,6 +20,7 @@ from keras import ops
 
 from keras_tricks.callbacks._innermost import accumulation_steps
 from keras_tricks.callbacks._state import averaging_of, is_float, load_arrays, save_arrays, set_averaging
+from keras_tricks.models._restored import remember_variables
 
 
 class WeightAveraging(keras.callbacks.Callback):
@@ -201,12 +202,12 @@ class WeightAveraging(keras.callbacks.Callback):
         """
         if not self.collected:
             raise RuntimeError("WeightAveraging has collected nothing yet: there is no average to apply.")
-        before = _Snapshot(self.model)
+        put_back = remember_variables(self.model, self.model.variables, on_host=False)
         try:
             self._apply()
             yield self.model
         finally:
-            before.restore()
+            put_back()
 
     def evaluated_weights(self):
         """The weights that validation runs on, as arrays in the order of `model.weights`."""
@@ -271,7 +272,8 @@ class WeightAveraging(keras.callbacks.Callback):
     def _apply(self):
         weights = self.model.weights
         for i, average in self._averages.items():
-            weights[i].assign(ops.cast(average.value, weights[i].dtype))
+            # A copy, since JAX's training step frees the buffers that the model has.
+            weights[i].assign(ops.copy(ops.cast(average.value, weights[i].dtype)))
         if not self._layers:
             return
         if self._statistics is None:
@@ -328,25 +330,6 @@ _USE_APPLIED = (
     "WeightAveraging is a callback for `fit`. To evaluate or predict with the averaged weights, use "
     "`with averaging.applied(): model.predict(x)`."
 )
-
-
-class _Snapshot:
-    """The values of all variables of a model, those that differ between replicas too."""
-
-    def __init__(self, model):
-        self.values = []
-        for variable in model.variables:
-            if keras.backend.backend() == "tensorflow":
-                import tensorflow as tf
-
-                parts = model.distribute_strategy.experimental_local_results(variable.value)
-                self.values += [(part, tf.identity(part)) for part in parts]
-            else:
-                self.values.append((variable, ops.copy(variable.value)))
-
-    def restore(self):
-        for variable, value in self.values:
-            variable.assign(value)
 
 
 def _wide_copy(variable):
@@ -432,7 +415,7 @@ def _statistics(model, layers, data):
     """Means and variances of what reaches the layers in training mode, by the position in `model.weights`."""
     layers = [layer for layer in layers if layer.trainable]  # frozen layers keep theirs, as in training
     moments = {id(layer): _Moments() for layer in layers}
-    before = _Snapshot(model)  # of seeds and statistics, which the passes move
+    put_back = remember_variables(model, model.variables, on_host=False)  # seeds and statistics move in the passes
     try:
         for layer in layers:
             layer.call = _watching(layer, moments[id(layer)])
@@ -444,7 +427,7 @@ def _statistics(model, layers, data):
     finally:
         for layer in layers:
             vars(layer).pop("call", None)
-        before.restore()
+        put_back()
     if not batches:
         raise ValueError(
             "WeightAveraging: `recompute_statistics_on` gave no batches. If it is a generator, pass something that can "

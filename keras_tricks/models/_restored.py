@@ -4,6 +4,7 @@ import contextlib
 
 import keras
 import numpy as np
+from keras import ops
 
 
 def remember(model):
@@ -23,18 +24,18 @@ def remember(model):
     return put_back
 
 
-def remember_variables(model, variables):
-    """Copies variables of a model to host memory, and returns a function that puts them back, bit for bit."""
-    variables = {id(v): v for v in variables}.values()
-    values = [[np.array(copy) for copy in copies(model, v)] for v in variables]
+def remember_variables(model, variables, on_host=True):
+    """Copies variables of a model, and returns a function that puts them back, bit for bit, on each replica.
+
+    In host memory, or on the device, which is faster and takes its memory.
+    """
+    copy = (lambda part: np.array(_on_host(part))) if on_host else ops.copy
+    parts = [part for v in {id(v): v for v in variables}.values() for part in _of_replicas(model, v)]
+    values = [copy(part) for part in parts]
 
     def put_back():
-        for variable, of_replicas in zip(variables, values, strict=True):
-            if keras.backend.backend() == "tensorflow":
-                for copy, value in zip(_of_replicas(model, variable), of_replicas, strict=True):
-                    copy.assign(value)
-            else:
-                variable.assign(of_replicas[0])
+        for part, value in zip(parts, values, strict=True):
+            part.assign(value)
 
     return put_back
 
@@ -62,16 +63,21 @@ def attributes_restored(model):
 
 def copies(model, variable):
     """The values of a variable, one for each replica: statistics, metrics and seeds may differ between them."""
-    if keras.backend.backend() == "tensorflow":
-        return [copy.numpy() for copy in _of_replicas(model, variable)]
-    return [keras.ops.convert_to_numpy(variable)]
-
-
-def _of_replicas(model, variable):
-    return model.distribute_strategy.experimental_local_results(variable.value)
+    return [_on_host(part) for part in _of_replicas(model, variable)]
 
 
 def sync(model):
-    # On JAX the state of an interrupted `fit` is not in the variables yet, and would be written there later.
+    """On JAX, brings the variables up to the state of the `fit` that runs, or was interrupted."""
+    # It is not in the variables yet, and would be written there later.
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()
+
+
+def _of_replicas(model, variable):
+    if keras.backend.backend() == "tensorflow":
+        return model.distribute_strategy.experimental_local_results(variable.value)
+    return [variable]
+
+
+def _on_host(part):
+    return ops.convert_to_numpy(part)

@@ -22,7 +22,7 @@ import warnings
 import keras
 from keras import ops
 
-from keras_tricks.optimizers._arguments import check_count, check_flag, check_number
+from keras_tricks._arguments import check_count, check_flag, check_number
 from keras_tricks.optimizers._exclude import Exclusion
 from keras_tricks.optimizers._reductions import sum_of_squares
 

@@ -8,8 +8,8 @@ and moves averages of the weights at each of them.
 
 import keras
 
+from keras_tricks._arguments import check_count
 from keras_tricks.optimizers._aggregated import AggregatedOptimizer
-from keras_tricks.optimizers._arguments import check_count
 from keras_tricks.optimizers._wrapper import OptimizerWrapper
 
 

@@ -15,8 +15,8 @@ import math
 import keras
 from keras import ops
 
+from keras_tricks._arguments import check_count, check_flag, check_number
 from keras_tricks.optimizers._aggregated import AggregatedOptimizer, MovableNumber, arithmetic_dtype
-from keras_tricks.optimizers._arguments import check_count, check_flag, check_number
 from keras_tricks.optimizers._reductions import sum_over
 
 

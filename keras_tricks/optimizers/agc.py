@@ -11,8 +11,8 @@ import math
 import keras
 from keras import ops
 
+from keras_tricks._arguments import check_number
 from keras_tricks.optimizers._aggregated import ScalarVariable
-from keras_tricks.optimizers._arguments import check_number
 from keras_tricks.optimizers._exclude import Exclusion
 from keras_tricks.optimizers._reductions import sum_over
 from keras_tricks.optimizers._unit_axes import unit_axes

@@ -14,8 +14,8 @@ import numbers
 import keras
 from keras import ops
 
+from keras_tricks._arguments import check_flag, check_number
 from keras_tricks.optimizers._aggregated import AggregatedOptimizer, MovableNumber, arithmetic_dtype, moment_numbers
-from keras_tricks.optimizers._arguments import check_flag, check_number
 from keras_tricks.optimizers._exclude import Exclusion
 
 

@@ -11,8 +11,8 @@ You et al., 2017, arXiv:1708.03888. Equals `optax.lars` when nothing is excluded
 import keras
 from keras import ops
 
+from keras_tricks._arguments import check_flag, check_number
 from keras_tricks.optimizers._aggregated import AggregatedOptimizer, MovableNumber, arithmetic_dtype
-from keras_tricks.optimizers._arguments import check_flag, check_number
 from keras_tricks.optimizers._exclude import Exclusion
 
 

@@ -8,8 +8,8 @@ Zhang, Lucas, Hinton, Ba, 2019, arXiv:1907.08610. Equals TensorFlow Addons' Look
 import keras
 from keras import ops
 
+from keras_tricks._arguments import check_count, check_number
 from keras_tricks.optimizers._aggregated import arithmetic_dtype
-from keras_tricks.optimizers._arguments import check_count, check_number
 from keras_tricks.optimizers._wrapper import OptimizerWrapper
 
 

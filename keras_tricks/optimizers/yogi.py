@@ -10,8 +10,8 @@ Zaheer et al., 2018, "Adaptive Methods for Nonconvex Optimization". Equals `opta
 import keras
 from keras import ops
 
+from keras_tricks._arguments import check_number
 from keras_tricks.optimizers._aggregated import AggregatedOptimizer, MovableNumber, arithmetic_dtype, moment_numbers
-from keras_tricks.optimizers._arguments import check_number
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_tricks.schedules._arguments import check_count
+from keras_tricks._arguments import check_count
 
 # Okabe and Ito's colours without the yellow, which is too pale for a line: told apart by the colour-blind, too.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#000000", "#cc79a7", "#56b4e9", "#e69f00")

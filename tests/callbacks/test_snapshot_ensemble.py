@@ -121,6 +121,20 @@ def test_cycles_are_counted_in_optimizer_steps(optimizer, options, expected, tmp
     assert names(ensemble) == expected
 
 
+def test_in_mixed_float16_under_xla_it_saves_and_averages(tmp_path):
+    keras.config.set_dtype_policy("mixed_float16")
+    model = compiled(kt.LossScaleOptimizer(kt.LAMB(0.01)), jit_compile=True)
+    ensemble = kt.callbacks.SnapshotEnsemble(tmp_path, CYCLE)
+    model.fit(*data(), batch_size=8, epochs=2, verbose=0, callbacks=[ensemble])
+    assert names(ensemble) == ["001", "002"]
+    mean = ensemble.predict(data()[0], verbose=0)
+    each = []
+    for file in ensemble.files:
+        model.load_weights(file)
+        each.append(model.predict(data()[0], verbose=0).astype("float32"))
+    np.testing.assert_allclose(mean, np.mean(each, axis=0), rtol=1e-3, atol=1e-3)
+
+
 def test_restarts_that_grow_are_followed(tmp_path):
     restarts = keras.optimizers.schedules.CosineDecayRestarts(0.1, first_decay_steps=2, t_mul=2.0)
     model, watch = compiled(keras.optimizers.SGD(restarts)), WeightsAfter()

@@ -79,6 +79,7 @@ def test_small_fast_elements_are_not_timed_by_python():
 
 @pytest.mark.parametrize("steps_per_execution", [1, 3])
 def test_a_model_is_left_exactly_as_it_was(replicas, steps_per_execution):
+    keras.config.set_dtype_policy("mixed_float16")
     with runs.strategy_of(replicas).scope():
         model = keras.Sequential([keras.layers.Dense(8), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)])
         model.compile(
