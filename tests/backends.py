@@ -1,5 +1,6 @@
 """Runs that have to end equal on every backend; `python -m tests.backends FILE` runs them on the one that is set."""
 
+import functools
 import sys
 
 import keras
@@ -41,6 +42,9 @@ def results():
                 return with_fixed_weights(keras.Sequential([keras.Input(shape), layer, keras.layers.Flatten(), head]))
 
             ends[trick.name] = runs.train(lambda: keras.optimizers.SGD(0.05), network=network, data=data)
+        elif trick.kind == "loss":
+            sgd = functools.partial(keras.optimizers.SGD, 0.05)
+            ends[trick.name] = runs.train(sgd, network=dense, loss=trick.make, epochs=1)
     overwriting = {"gradient_accumulation_steps": 2, "use_ema": True, "ema_overwrite_frequency": 2}
     ends["LAMB overwriting"] = runs.train(lambda: kt.LAMB(0.01, **overwriting), network=dense)
     schedule = kt.schedules.CyclicalLearningRate(0.001, 0.1, 3, mode="exp_range", gamma=0.97)

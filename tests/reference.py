@@ -376,3 +376,59 @@ def averaged(kind, weights, momentum=None):
     for w in weights[1:]:
         average = momentum * average + (1 - momentum) * w
     return average
+
+
+def log_softmax(z):
+    z = np.asarray(z, "float64")
+    z = z - z.max(-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def crossentropy(z, t):
+    return -(t * log_softmax(z)).sum(-1)
+
+
+def focal(z, t, gamma=2.0, alpha=1.0):
+    """Lin et al., 2017, with a softmax."""
+    log_p = log_softmax(z)
+    return -(t * alpha * (1 - np.exp(log_p)) ** gamma * log_p).sum(-1)
+
+
+def sigmoid_focal(z, t, gamma=2.0):
+    """Lin et al., 2017, summed over the classes, for t of 0 and 1; gamma 0 is binary cross-entropy."""
+    p = 1 / (1 + np.exp(-np.asarray(z, "float64")))
+    right = np.where(t == 1, p, 1 - p)
+    return -((1 - right) ** gamma * np.log(right)).sum(-1)
+
+
+def class_balanced_weights(counts, beta):
+    """Cui et al., 2019, equations 1 and 2 and the normalisation to the number of classes."""
+    weights = np.array([(1 - beta) / (1 - beta ** float(n)) for n in counts])
+    return weights / weights.sum() * len(counts)
+
+
+def ldam(z, t, counts, max_margin=0.5, scale=30.0):
+    """Cao et al., 2019, equations 10 and 13, with the largest margin set."""
+    margins = np.array([float(n) ** -0.25 for n in counts])
+    margins *= max_margin / margins.max()
+    return crossentropy(scale * (z - t * margins), t)
+
+
+def logit_adjusted(z, t, counts, tau=1.0):
+    """Menon et al., 2021, equation 10."""
+    counts = np.asarray(counts, "float64")
+    return crossentropy(z + tau * np.log(counts / counts.sum()), t)
+
+
+def balanced_softmax(z, t, counts):
+    """Ren et al., 2020, equation 3: the counts weigh the exponentials."""
+    weighted = np.asarray(counts, "float64") * np.exp(np.asarray(z, "float64"))
+    return -(t * np.log(weighted / weighted.sum(-1, keepdims=True))).sum(-1)
+
+
+def label_aware_smoothing(z, t, counts, head=0.3, tail=0.0):
+    """Zhong et al., 2021, equations 3 and 4: cross-entropy with smoothed labels."""
+    counts = np.asarray(counts, "float64")
+    rank = (counts - counts.min()) / (counts.max() - counts.min())
+    smoothing = (t * (tail + (head - tail) * np.sin(np.pi / 2 * rank))).sum(-1, keepdims=True)
+    return crossentropy(z, (1 - smoothing) * t + smoothing / t.shape[-1])

@@ -70,6 +70,7 @@ def train(
     network=small_network,
     callbacks=(),
     data=None,
+    loss=lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     **compile_arguments,
 ):
     """Trains `network()` with `optimizer()`; eager, as a graph, or under XLA as it works on so many replicas."""
@@ -79,7 +80,7 @@ def train(
         model = network()
         model.compile(
             optimizer(),
-            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            loss(),
             run_eagerly=mode == "eager",
             jit_compile=mode == "xla" and replicas == 1,
             **compile_arguments,

@@ -7,11 +7,10 @@ move every step under `steps_per_execution`, XLA, accumulation and loss scaling;
 would be baked into the graph.
 """
 
-import contextlib
-
 import keras
 from keras import ops
 
+from keras_tricks._strategy import scope_of
 from keras_tricks.callbacks._innermost import innermost_optimizer, stepping_optimizer
 
 
@@ -90,7 +89,7 @@ class CyclicLR(keras.callbacks.Callback):
             self._momentum_variable = momentum
             return
         self._constant = momentum
-        with _scope_of(self.model):
+        with scope_of(self.model):
             self._momentum_variable = keras.Variable(
                 self._constant, dtype="float32", trainable=False, aggregation="only_first_replica", name="momentum"
             )
@@ -187,12 +186,6 @@ def _momentum_schedule(momentum, schedule):
             f"`momentum=(high, low)` mirrors a rate that moves, but the schedule stays at {lowest}. Give it two bounds."
         )
     return lambda step: high - (high - low) * (schedule(step) - lowest) / (highest - lowest)
-
-
-def _scope_of(model):
-    if keras.backend.backend() == "tensorflow":
-        return model.distribute_strategy.scope()
-    return contextlib.nullcontext()
 
 
 def _momentum_name(optimizer):

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_tricks._strategy import scope_of
 from keras_tricks.callbacks._innermost import accumulation_steps, innermost_optimizer
 from keras_tricks.models._restored import attributes_restored, copies, remember
 
@@ -250,7 +251,7 @@ class LRFinder(keras.callbacks.Callback):
             )
         self._optimizer = innermost_optimizer(model.optimizer)
         schedule = _check_rate(self._optimizer)
-        with _scope_of(model):
+        with scope_of(model):
             if not model.optimizer.built:
                 model.optimizer.build(model.trainable_variables)
         put_back_variables, train_function = remember(model), model.train_function
@@ -590,12 +591,6 @@ def _check_rate(optimizer):
     return schedules[0]
 
 
-def _scope_of(model):
-    if keras.backend.backend() == "tensorflow":
-        return model.distribute_strategy.scope()
-    return contextlib.nullcontext()
-
-
 def _is_array(data):
     leaves = keras.tree.flatten(data)
     return all(hasattr(leaf, "shape") and hasattr(leaf, "__getitem__") for leaf in leaves)
@@ -610,7 +605,7 @@ def _build(model, data, arrays):
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data[0])
     else:
         x, _, _ = keras.utils.unpack_x_y_sample_weight(next(iter(data)))
-    with _scope_of(model):
+    with scope_of(model):
         model(keras.tree.map_structure(ops.convert_to_tensor, x), training=False)
 
 

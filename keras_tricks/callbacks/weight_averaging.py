@@ -18,6 +18,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_tricks._strategy import scope_of
 from keras_tricks.callbacks._innermost import accumulation_steps
 from keras_tricks.callbacks._state import averaging_of, is_float, load_arrays, save_arrays, set_averaging
 from keras_tricks.models._restored import remember_variables
@@ -259,7 +260,7 @@ class WeightAveraging(keras.callbacks.Callback):
             self._averages = {i: _wide_copy(w) for i, w in weights.items()}
             self._update = _compiled(lambda rate: _move([(self._averages[i], w) for i, w in weights.items()], rate))
         rate = 1 / (self.collected + 1) if self.kind == "swa" else 1 - self.momentum**periods
-        with _scope_of(self.model):
+        with scope_of(self.model):
             self._update(ops.convert_to_tensor(1.0 if not self.collected else rate, "float32"))
         self.collected += 1
         self._statistics = None
@@ -351,12 +352,6 @@ def _compiled(function):
     import tensorflow as tf
 
     return tf.function(function, autograph=False)  # one call for all variables
-
-
-def _scope_of(model):
-    if keras.backend.backend() == "tensorflow":
-        return model.distribute_strategy.scope()
-    return contextlib.nullcontext()
 
 
 def _normalization_layers(model):

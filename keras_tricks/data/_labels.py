@@ -1,6 +1,4 @@
-"""Labels and class counts, as the transformations for imbalanced data take them."""
-
-import numpy as np
+"""Labels, as the transformations for imbalanced data take them."""
 
 from keras_tricks.data._element import flat_values, label_of, require_dataset, tf
 
@@ -30,14 +28,3 @@ def label_batches(dataset, label, name):
     labels = dataset.enumerate().map(flat_labels, num_parallel_calls=tf.data.AUTOTUNE).ragged_batch(1024)
     for batch in labels.prefetch(1):
         yield flat_values(batch).numpy().ravel()
-
-
-def as_class_counts(class_counts):
-    """Counts as an int64 array, checked."""
-    counts = np.asarray(class_counts)
-    if counts.ndim != 1 or not np.issubdtype(counts.dtype, np.integer) or (counts < 0).any() or not counts.any():
-        raise ValueError(
-            "`class_counts` must be whole numbers, one a class, not negative and not all 0, as `data.class_counts` "
-            f"gives. Received: {class_counts!r}"
-        )
-    return counts.astype(np.int64)

@@ -2,6 +2,7 @@
 
     p_j = n_j^q / sum_i n_i^q        q = 1: as the data are (instance), 1/2: square root, 0: balanced, -1: reversed
     epoch t of T, progressive:       (1 - t/T) · n_j/N + (t/T) · p_j
+    deferred to epoch s:             n_j/N before it; then p_j, or progressive with t - s
 
 An epoch keeps its N elements: class j gives m_j of them, the p_j · N rounded so that they add up to N. The k-th
 element of class j is used floor(((k + 1) · m_j + o_j) / n_j) - floor((k · m_j + o_j) / n_j) times, o_j drawn anew for
@@ -17,8 +18,10 @@ import numbers
 
 import numpy as np
 
+from keras_tricks._arguments import check_count
+from keras_tricks._class_counts import as_class_counts
 from keras_tricks.data._element import require_dataset, require_tensorflow, tf
-from keras_tricks.data._labels import as_class_counts, integer_label, label_batches
+from keras_tricks.data._labels import integer_label, label_batches
 
 _BATCH = 128  # the size of batch that the automatic shuffle buffer spreads the repeats over
 
@@ -66,7 +69,7 @@ def class_counts(dataset, num_classes=None, label=None):
     return counts
 
 
-def class_balanced(class_counts, q=0.0, label=None, seed=None, epochs=None, shuffle_buffer="auto"):
+def class_balanced(class_counts, q=0.0, label=None, seed=None, epochs=None, start_epoch=0, shuffle_buffer="auto"):
     """Re-samples the classes of a dataset of examples; for `dataset.apply(...)`.
 
     An epoch keeps its number of elements, read in one pass; rare classes' elements are repeated, and elements of
@@ -83,6 +86,8 @@ def class_balanced(class_counts, q=0.0, label=None, seed=None, epochs=None, shuf
             drawn from NumPy, which `keras.utils.set_random_seed` fixes.
         epochs: If given, balances progressively: the first epoch draws as the data are, and the weight of `q` grows by
             `1 / epochs` each epoch, to 1. Defaults to `None`, which is `q` from the start.
+        start_epoch: First epoch that is re-sampled, counted from 0 (deferred re-sampling): before it, each element is
+            used once. Defaults to 0.
         shuffle_buffer: Elements to shuffle the repeats with. `"auto"` (default) takes 128 times the largest number of
             repeats, at most an epoch, so that a batch of 128 has about one of them; `None` does not shuffle. The
             buffer is all the memory it takes, so place it before images are decoded.
@@ -113,12 +118,13 @@ def class_balanced(class_counts, q=0.0, label=None, seed=None, epochs=None, shuf
     counts = as_class_counts(class_counts)
     if isinstance(q, bool) or not isinstance(q, numbers.Real) or not np.isfinite(q):
         raise ValueError(f"`q` must be a finite number. Received: {q!r}")
+    check_count("start_epoch", start_epoch, at_least=0)
     for name, value, least in (("epochs", epochs, 1), ("seed", seed, 0)):
         if value is not None and not _is_int(value, least):
             raise ValueError(f"`{name}` must be None or an int of at least {least}. Received: {value!r}")
     if shuffle_buffer not in (None, "auto") and not _is_int(shuffle_buffer, 1):
         raise ValueError(f'`shuffle_buffer` must be "auto", None or an int of at least 1. Received: {shuffle_buffer!r}')
-    return _Balancing(counts, float(q), label, seed, epochs, shuffle_buffer)
+    return _Balancing(counts, float(q), label, seed, epochs, start_epoch, shuffle_buffer)
 
 
 def _is_int(value, least):
@@ -128,13 +134,13 @@ def _is_int(value, least):
 class _Balancing:
     """See `class_balanced`."""
 
-    def __init__(self, counts, q, label, seed, epochs, shuffle_buffer):
-        self._counts, self._q, self._label, self._epochs = counts, q, label, epochs
+    def __init__(self, counts, q, label, seed, epochs, start_epoch, shuffle_buffer):
+        self._counts, self._q, self._label, self._epochs, self._start_epoch = counts, q, label, epochs, start_epoch
         self._seed = int(np.random.randint(2**31)) if seed is None else int(seed)
         self.epoch = 0
         if shuffle_buffer == "auto":
             used = counts > 0
-            repeats = max(np.max(-(-self.draws(e)[used] // counts[used])) for e in (0, epochs or 0))
+            repeats = max(np.max(-(-self.draws(e)[used] // counts[used])) for e in (0, start_epoch + (epochs or 0)))
             shuffle_buffer = min(int(counts.sum()), _BATCH * int(repeats)) if repeats > 1 else None
         self._shuffle_buffer = shuffle_buffer
 
@@ -145,9 +151,9 @@ class _Balancing:
         # Relative to the largest count, so that no power overflows.
         powers = np.where(counts > 0, (np.maximum(counts, 1) / counts.max()) ** self._q, 0.0)
         share = powers / powers.sum()
-        if self._epochs is not None:
-            weight = min(epoch / self._epochs, 1.0)
-            share = (1 - weight) * counts / total + weight * share
+        passed = epoch - self._start_epoch
+        weight = float(passed >= 0) if self._epochs is None else min(max(passed, 0) / self._epochs, 1.0)
+        share = (1 - weight) * counts / total + weight * share
         exact = share * total
         draws = np.floor(exact + 1e-9).astype(np.int64)
         largest_rests = np.argsort(draws - exact, kind="stable")[: total - draws.sum()]

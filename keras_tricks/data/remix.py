@@ -11,8 +11,8 @@ import numbers
 
 import numpy as np
 
+from keras_tricks._class_counts import as_class_counts
 from keras_tricks.data._element import require_dataset, require_tensorflow, tf
-from keras_tricks.data._labels import as_class_counts
 
 
 def remix(class_counts, alpha=1.0, kappa=3.0, tau=0.5, seed=None):

@@ -16,6 +16,8 @@ import weakref
 import keras
 from keras import ops, tree
 
+from keras_tricks._masks import mask_of, with_mask
+
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
 class Recompute(keras.layers.Wrapper):
@@ -81,7 +83,7 @@ class Recompute(keras.layers.Wrapper):
         if keras.backend.backend() not in ("tensorflow", "jax"):
             raise RuntimeError(f"`Recompute` trains on TensorFlow and JAX; this is {keras.backend.backend()}.")
         inputs = tree.flatten((args, kwargs))
-        masks = [_mask_of(x) if ops.is_tensor(x) else None for x in inputs]
+        masks = [mask_of(x) if ops.is_tensor(x) else None for x in inputs]
         variables = [*layer.variables, *layer.metrics_variables]
         state = [v for v in variables if not _is_watched(v)]
         leaves = [*inputs, *masks, *(_read(v) for v in state)]
@@ -92,7 +94,7 @@ class Recompute(keras.layers.Wrapper):
             floats = iter(floats)
             now = [next(floats) if _is_float(x) else _after(token, x) for x in leaves]
             xs, ms, values = now[: len(inputs)], now[len(inputs) : 2 * len(inputs)], now[2 * len(inputs) :]
-            xs = [x if m is None else _with_mask(x, mask=m) for x, m in zip(xs, ms, strict=True)]
+            xs = [x if m is None else with_mask(x, mask=m) for x, m in zip(xs, ms, strict=True)]
             scope = _scope(outer, zip(state, values, strict=True))
             before = dict(scope.state_mapping)
             with scope:
@@ -104,7 +106,7 @@ class Recompute(keras.layers.Wrapper):
             form["is_float"] = [_is_float(y) for y in outputs]
             others = {
                 "outputs": [None if _is_float(y) else y for y in outputs],
-                "masks": [_mask_of(y) if ops.is_tensor(y) else None for y in outputs],
+                "masks": [mask_of(y) if ops.is_tensor(y) else None for y in outputs],
                 "state": self._assigned(scope, before, variables),
             }
             return [y for y in outputs if _is_float(y)] + scope.losses, others
@@ -118,7 +120,7 @@ class Recompute(keras.layers.Wrapper):
             _KEPT.setdefault(outer, []).append(form["inner_losses"])
         for loss in floats:
             self.add_loss(loss)
-        outputs = [y if m is None else _with_mask(y, mask=m) for y, m in zip(outputs, others["masks"], strict=True)]
+        outputs = [y if m is None else with_mask(y, mask=m) for y, m in zip(outputs, others["masks"], strict=True)]
         return tree.pack_sequence_as(form["structure"], outputs)
 
     def _assigned(self, scope, before, variables):
@@ -250,24 +252,3 @@ def _after(token, x):
     if keras.backend.standardize_dtype(x.dtype) == "bool":
         return ops.logical_or(x, token != 0)
     return x + ops.cast(token, x.dtype)
-
-
-class _MaskOf(keras.Layer):
-    def call(self, x, mask=None):
-        return mask
-
-    def compute_mask(self, inputs, previous_mask):
-        return None
-
-
-class _WithMask(keras.Layer):
-    def call(self, x, mask=None):
-        return x
-
-    def compute_mask(self, inputs, previous_mask):
-        return previous_mask
-
-
-# Where Keras keeps the mask of a tensor differs between backends; its layers know.
-_mask_of = _MaskOf(name="mask_of", dtype="float32", autocast=False)
-_with_mask = _WithMask(name="with_mask", dtype="float32", autocast=False)

@@ -7,7 +7,6 @@ No paper; the counterpart of Composer's module surgery.
 """
 
 import collections
-import contextlib
 import dataclasses
 import inspect
 import re
@@ -15,6 +14,7 @@ import tempfile
 
 import keras
 
+from keras_tricks._strategy import scope_of
 from keras_tricks.layers.ac_conv import ACConv2D
 from keras_tricks.layers.extended_batch_normalization import ExtendedBatchNormalization
 from keras_tricks.layers.recompute import Recompute
@@ -78,7 +78,7 @@ def convert(model, tricks, exclude=None):
     """
     _check_model(model)
     rules = _rules(tricks)
-    with _scope_of(model):
+    with scope_of(model):
         return _Conversion(model, rules, exclude).result()
 
 
@@ -607,10 +607,3 @@ def _matcher(entry):
         "`exclude` expects None, or a list of regular expressions on layer paths, layers or layer classes. "
         f"Received an entry of type {type(entry).__name__}: {entry!r}"
     )
-
-
-def _scope_of(model):
-    """The strategy that the model was made under, so that the copy's weights are laid out as the original's."""
-    if keras.backend.backend() != "tensorflow":
-        return contextlib.nullcontext()
-    return model.distribute_strategy.scope()

@@ -84,6 +84,18 @@ def test_progressive_balancing_goes_from_the_data_as_they_are_to_balanced_and_st
     assert got.tolist() == [22, 22, 22, 0, 22]
 
 
+@pytest.mark.parametrize("epochs", [None, 2])
+def test_deferred_balancing_uses_each_element_once_until_its_first_epoch(epochs):
+    balanced = source().apply(kt.data.class_balanced(COUNTS, epochs=epochs, start_epoch=2, seed=0))
+    weights = [0, 0, 1, 1, 1] if epochs is None else [0, 0, 0, 0.5, 1]
+    for weight in weights:
+        used = [int(x) for x, _ in balanced.as_numpy_iterator()]
+        if weight == 0:
+            assert sorted(used) == list(range(sum(COUNTS)))
+        got = np.bincount(examples()[1][used], minlength=5)
+        assert np.abs(got - reference.re_sampled(COUNTS, 0, weight, 1)).max() < 1
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=6).filter(any), st.sampled_from([0.0, 0.5, -1.0]))
 def test_repeats_of_one_class_differ_by_at_most_one_and_the_size_stays(counts, q):

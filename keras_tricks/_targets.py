@@ -1,0 +1,126 @@
+"""Labels as losses and metrics take them: integers, or one row of class probabilities each."""
+
+import keras
+from keras import ops
+
+CLOSE_TO_ONE = 1e-2  # for the sum of a row, which may come in half precision
+
+
+class Targets:
+    """The labels that belong to outputs of shape `(..., classes)`, in one of two forms.
+
+    Attributes:
+        labels: int32 of shape `(...)`, 0 where the label is none of the classes; or `None` for rows.
+        rows: Class probabilities of the shape of the outputs; or `None` for integers.
+        valid: Bool of shape `(...)`: where a label is one of the classes, or a row is of probabilities.
+    """
+
+    def __init__(self, y_true, y_pred):
+        self.num_classes = y_pred.shape[-1]
+        self.labels = self.rows = None
+        if _are_rows(tuple(y_true.shape), tuple(y_pred.shape)):
+            self.rows = self._given = ops.cast(y_true, _float(y_pred))
+            self.valid = (ops.min(self.rows, -1) >= 0) & (ops.abs(ops.sum(self.rows, -1) - 1) < CLOSE_TO_ONE)
+            return
+        self._given = ops.squeeze(y_true, -1) if len(y_true.shape) == len(y_pred.shape) else y_true
+        labels = ops.cast(self._given, "int32")
+        is_whole = ops.cast(labels, self._given.dtype) == self._given
+        self.valid = (labels >= 0) & (labels < self.num_classes) & is_whole
+        self.labels = ops.where(self.valid, labels, 0)
+
+    def crossentropy(self, logits):
+        """-sum_j t_j log softmax(logits)_j, of shape `(...)`."""
+        if self.rows is None:
+            return ops.sparse_categorical_crossentropy(self.labels, logits, from_logits=True)
+        return ops.categorical_crossentropy(self.rows, logits, from_logits=True)
+
+    def mean(self, values):
+        """sum_j t_j values_j of one value a class: `(classes,)` to `(...)`."""
+        return ops.take(values, self.labels, axis=0) if self.rows is None else ops.matmul(self.rows, values)
+
+    def as_rows(self, dtype):
+        """Class probabilities, one-hot for integers, of the shape of the outputs."""
+        return ops.one_hot(self.labels, self.num_classes, dtype=dtype) if self.rows is None else self.rows
+
+    def check(self, weights):
+        """Raises ValueError for a label that is none of the classes and has a weight, where values can be seen.
+
+        Returns:
+            Whether there is such a label, as a bool tensor for the steps in which they cannot.
+        """
+        wrong = ops.logical_not(self.valid) & (weights != 0)
+        try:
+            wrong_values = ops.convert_to_numpy(wrong)
+        except (AttributeError, NotImplementedError, TypeError, ValueError):  # while traced; backends differ
+            return ops.any(wrong)
+        if wrong_values.any():
+            self._refuse(wrong_values)
+        return ops.any(wrong)
+
+    def replaced(self, where):
+        """Labels in which those at `where` are valid ones."""
+        if self.rows is None:
+            return ops.where(where, ops.zeros_like(self._given), self._given)
+        return ops.where(ops.expand_dims(where, -1), 1 / self.num_classes, self.rows)
+
+    def _refuse(self, wrong):
+        values = ops.convert_to_numpy(self._given)[wrong]
+        if self.rows is not None:
+            raise ValueError(
+                "Labels of the outputs' shape are class probabilities, at least 0, with a sum of 1 over the last axis. "
+                f"Received: {values[0]} among them. A row of zeros is what one-hot encoding makes of a label that is "
+                "none of the classes; several classes at once are another problem, for "
+                "keras.losses.BinaryCrossentropy."
+            )
+        raise ValueError(
+            f"Labels must be whole numbers in 0..{self.num_classes - 1}. Received: {len(values)} others, from "
+            f"{values.min()} to {values.max()}. Give labels that mark padding a `sample_weight` of 0: then they do not "
+            "count."
+        )
+
+
+def weights_of(targets, sample_weight, mask):
+    """The weight of each label, of their shape; either may be `None`."""
+    weights = ops.ones(ops.shape(targets.valid), "float32")
+    if sample_weight is not None:
+        weights = weights * ops.cast(at_the_labels(targets, sample_weight), weights.dtype)
+    if mask is not None:
+        weights = weights * ops.cast(at_the_labels(targets, mask, "mask"), weights.dtype)
+    return weights
+
+
+def at_the_labels(targets, sample_weight, name="sample_weight"):
+    """Weights with axes of size 1 for those that they lack.
+
+    Keras multiplies weights `(batch,)` into losses `(batch, time)` as they are, along the wrong axis.
+    """
+    weights = ops.convert_to_tensor(sample_weight)
+    wanted, given = tuple(targets.valid.shape), tuple(weights.shape)
+    if len(given) == len(wanted) + 1 and given[-1] == 1:
+        weights, given = ops.squeeze(weights, -1), given[:-1]
+    fits = all(w == g or g == 1 or None in (w, g) for w, g in zip(wanted, given, strict=False))
+    if len(given) > len(wanted) or not fits:
+        raise ValueError(
+            f"`{name}` must have the shape of the labels, {wanted}, or of their first axes. Received: {name} of shape "
+            f"{given}"
+        )
+    return ops.reshape(weights, (*ops.shape(weights), *[1] * (len(wanted) - len(given))))
+
+
+def _are_rows(labels, outputs):
+    """Whether labels of this shape are rows, by that of the outputs."""
+    rows = len(labels) == len(outputs) and labels[-1] != 1 and labels[-1] in (outputs[-1], None)
+    integers = len(labels) == len(outputs) - 1 or (len(labels) == len(outputs) and labels[-1] == 1)
+    paired = all(n == m or None in (n, m) for n, m in zip(labels, outputs[:-1], strict=False))
+    if not (rows or integers) or not paired:
+        raise ValueError(
+            f"There must be a prediction for each label. For outputs of shape {outputs}, labels are integers of shape "
+            f"{outputs[:-1]} or {(*outputs[:-1], 1)}, or class probabilities of shape {outputs}. Received: labels of "
+            f"shape {labels}"
+        )
+    return rows
+
+
+def _float(x):
+    """float32, or what is wider."""
+    return "float64" if keras.backend.standardize_dtype(x.dtype) == "float64" else "float32"
