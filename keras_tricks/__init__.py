@@ -15,7 +15,18 @@ except ImportError as _error:  # Keras is installed, but what it runs on is not.
         "  pip install 'keras_tricks[jax]'          # JAX; set KERAS_BACKEND=jax"
     ) from _error
 
-from keras_tricks import callbacks, data, distribute, initializers, layers, models, optimizers, schedules
+from keras_tricks import (
+    callbacks,
+    data,
+    distribute,
+    initializers,
+    layers,
+    losses,
+    metrics,
+    models,
+    optimizers,
+    schedules,
+)
 from keras_tricks._version import __version__
 from keras_tricks.models import convert, fuse, jit, recompute
 from keras_tricks.optimizers import (
@@ -50,6 +61,8 @@ __all__ = [
     "initializers",
     "jit",
     "layers",
+    "losses",
+    "metrics",
     "models",
     "optimizers",
     "recompute",

@@ -7,7 +7,17 @@ import keras_tricks as kt
 from keras_tricks import catalog
 
 ROOT = pathlib.Path(__file__).parent.parent
-SUBPACKAGES = (kt.callbacks, kt.data, kt.initializers, kt.layers, kt.models, kt.optimizers, kt.schedules)
+SUBPACKAGES = (
+    kt.callbacks,
+    kt.data,
+    kt.initializers,
+    kt.layers,
+    kt.losses,
+    kt.metrics,
+    kt.models,
+    kt.optimizers,
+    kt.schedules,
+)
 
 
 def public_objects():
