@@ -27,21 +27,23 @@ from keras_tricks._strategy import scope_of
 from keras_tricks._targets import Targets, weights_of
 from keras_tricks.layers.normalized_dense import SMALLEST_NORM, NormalizedDense
 from keras_tricks.losses import BalancedSoftmax, LogitAdjusted, SparseFocal
-from keras_tricks.models.convert import (
-    _builds_as_keras_does,
-    _carry_everything,
-    _carry_nothing,
-    _Conversion,
-    _has_other_kernel,
-    _is_graph,
-    _opens,
-    _plain_copy,
-    _Rule,
-    _unbuilt,
-    _walk,
+from keras_tricks.models._graph import (
+    as_float64,
+    builds_as_keras_does,
+    carry_everything,
+    carry_nothing,
+    described,
+    edges_of,
+    has_other_kernel,
+    is_graph,
+    opens,
+    plain_copy,
+    trace,
+    unbuilt,
+    walk,
 )
-from keras_tricks.models.fuse import _described, _edges, _float64, _trace
-from keras_tricks.models.jit import _CompiledCall, jit
+from keras_tricks.models.convert import Conversion, Rule
+from keras_tricks.models.jit import CompiledCall, jit
 from keras_tricks.optimizers.loss_scale import LossScaleOptimizer
 
 ADJUSTMENT = "logit_adjustment"  # the name by which a model shows, also when it was saved, that it is adjusted
@@ -146,7 +148,7 @@ def tau_normalize(layer, tau=1.0):
     if isinstance(layer, keras.Model):
         found = _find("tau_normalize", layer, None)
         _require_linear("tau_normalize", found.layer)
-        copy, (*_, classifier) = _copy(found, _plain_copy, _carry_everything)
+        copy, (*_, classifier) = _copy(found, plain_copy, carry_everything)
         _normalize(classifier, tau)
         return copy
     _require_linear("tau_normalize", layer)
@@ -209,14 +211,14 @@ def retrain_classifier(model, data, epochs=10, optimizer=None, loss=None, layer=
     """
     found = _find("retrain_classifier", model, layer)
     if not found.layer.weights:
-        raise ValueError(f"`retrain_classifier`: {_described(found.layer)} has nothing to train. Name another layer.")
+        raise ValueError(f"`retrain_classifier`: {described(found.layer)} has nothing to train. Name another layer.")
     _require_plain_kernel("retrain_classifier", found.layer)
     training = _Training("retrain_classifier", model, data, epochs, optimizer, loss, kwargs)
-    _, path = _copy(found, lambda layer: _fresh(layer, seed), _carry_nothing)
+    _, path = _copy(found, lambda layer: _fresh(layer, seed), carry_nothing)
     history = training.run(path)
 
     def carry(old, new):
-        _carry_everything(old, new)  # for the flags
+        carry_everything(old, new)  # for the flags
         for variable, trained in zip(new.variables, path[-1].variables, strict=True):
             variable.assign(ops.convert_to_numpy(trained))
 
@@ -263,21 +265,21 @@ def learn_scale(model, data, epochs=10, optimizer=None, loss=None, layer=None, *
     _require_linear("learn_scale", found.layer)
     if found.layer.activation not in (None, keras.activations.linear):
         raise ValueError(
-            f"`learn_scale`: {_described(found.layer)} has an activation, so factors behind it cannot be folded into "
+            f"`learn_scale`: {described(found.layer)} has an activation, so factors behind it cannot be folded into "
             "its weights. Make the activation a layer of its own."
         )
     training = _Training("learn_scale", model, data, epochs, optimizer, loss, kwargs)
     _, path = _copy(
         found,
-        lambda layer: ScaledClasses(_plain_copy(layer), name=layer.name),
-        lambda old, new: _carry_everything(old, new.layer),
+        lambda layer: ScaledClasses(plain_copy(layer), name=layer.name),
+        lambda old, new: carry_everything(old, new.layer),
     )
     history = training.run(path, frozen=[path[-1].layer])
-    scale = _float64(path[-1].scale)
+    scale = as_float64(path[-1].scale)
 
     def carry(old, new):
-        _carry_everything(old, new)
-        _set(new, _float64(old.kernel) * scale, None if old.bias is None else _float64(old.bias) * scale)
+        carry_everything(old, new)
+        _set(new, as_float64(old.kernel) * scale, None if old.bias is None else as_float64(old.bias) * scale)
 
     return _result(found, carry, history)
 
@@ -398,10 +400,10 @@ class _Training:
                 loss=self.loss or SparseFocal(gamma=0.0, name="crossentropy"),
                 **{"auto_scale_loss": False, **self.compile_arguments},
             )
-        if isinstance(self.model.call, _CompiledCall):
+        if isinstance(self.model.call, CompiledCall):
             jit(stage)
         history = stage.fit(self.data, epochs=self.epochs, **self._fit_arguments())
-        drawn = sum(_float64(part) for part in _parts(stage, stage.drawn.sums))
+        drawn = sum(as_float64(part) for part in _parts(stage, stage.drawn.sums))
         _warn_of_imbalance(self.name, drawn)
         return history
 
@@ -504,7 +506,7 @@ _Found = collections.namedtuple("_Found", "path layer")  # the model and those i
 def _find(name, model, layer):
     """The classifier, which must be in one place only."""
     _check_model(name, model)
-    if not _builds_as_keras_does(model):
+    if not builds_as_keras_does(model):
         raise ValueError(
             f"`{name}`: {type(model).__name__} {model.name!r} has an `__init__` or `call` of its own, which a copy "
             "would lose. Give its graph, as a plain model: keras.Model(model.input, model.output)."
@@ -513,14 +515,14 @@ def _find(name, model, layer):
     if layer is None:
         if not isinstance(last, _CLASSIFIERS):
             raise ValueError(
-                f"`{name}`: the output of model {model.name!r} comes from {_described(last)}, and a classifier is a "
+                f"`{name}`: the output of model {model.name!r} comes from {described(last)}, and a classifier is a "
                 "Dense layer, a NormalizedDense or a convolution. If it is further inside, name it: `layer=`."
             )
         layer = last
-    places = [p for p in _walk(model) if layer is p.layer or layer in (p.path, p.layer.name)]
+    places = [p for p in walk(model) if layer is p.layer or layer in (p.path, p.layer.name)]
     layers = {id(p.layer): p.layer for p in places}
     if len(layers) != 1:
-        paths = ", ".join(dict.fromkeys(p.path for p in (places or _walk(model)) if p.layer.weights))
+        paths = ", ".join(dict.fromkeys(p.path for p in (places or walk(model)) if p.layer.weights))
         raise ValueError(
             f"`{name}`: model {model.name!r} has {len(layers) or 'no'} layers {getattr(layer, 'name', layer)!r}. Give "
             f"the layer, or one of these paths: {paths}."
@@ -528,25 +530,25 @@ def _find(name, model, layer):
     place = places[0]
     path = (model, *place.holders)
     wrapper = next(
-        (holder for holder in place.holders if not (isinstance(holder, keras.Model) and _opens(holder))), None
+        (holder for holder in place.holders if not (isinstance(holder, keras.Model) and opens(holder))), None
     )
     if isinstance(place.layer, keras.Model) or wrapper is not None:
-        where = "is a model" if wrapper is None else f"is inside {_described(wrapper)}"
+        where = "is a model" if wrapper is None else f"is inside {described(wrapper)}"
         raise ValueError(
-            f"`{name}`: {_described(place.layer)} {where}, and the classifier must be a layer of the model, or of "
+            f"`{name}`: {described(place.layer)} {where}, and the classifier must be a layer of the model, or of "
             "models inside it."
         )
     calls = [_calls_of(inner, holder) for holder, inner in zip(path, [*path[1:], place.layer], strict=True)]
     if len(places) > 1 or any(times > 1 for times in calls):
         raise ValueError(
-            f"`{name}`: {_described(place.layer)} is called more than once in the model, so it is not only its "
+            f"`{name}`: {described(place.layer)} is called more than once in the model, so it is not only its "
             "classifier. Use a layer of its own for the output."
         )
     return _Found(path, place.layer)
 
 
 def _calls_of(layer, model):
-    return sum(call.layer is layer for call in _trace(model)[1])
+    return sum(call.layer is layer for call in trace(model)[1])
 
 
 def _check_output(name, model):
@@ -567,7 +569,7 @@ def _check_output(name, model):
         raise ValueError(f"`{name}`: the output of model {model.name!r} is one of its inputs, not a classifier's.")
     if _gives_probabilities(last):
         raise ValueError(
-            f"`{name}`: {_described(last)} makes probabilities, and logits are needed. Build the model without that "
+            f"`{name}`: {described(last)} makes probabilities, and logits are needed. Build the model without that "
             "activation, and load the weights; softmax of the result gives probabilities."
         )
     if isinstance(last, keras.layers.Rescaling) and last.name == ADJUSTMENT:
@@ -580,12 +582,12 @@ def _check_output(name, model):
 
 def _last(model):
     """The operation that makes the output, behind what only casts or passes on; `None` if there is none."""
-    _, calls, outputs = _trace(model)
-    producers = {edge: call for call in calls for edge in _edges(call.outputs)}
-    call = producers.get(_edges(outputs)[0])
+    _, calls, outputs = trace(model)
+    producers = {edge: call for call in calls for edge in edges_of(call.outputs)}
+    call = producers.get(edges_of(outputs)[0])
     while call is not None:
         layer = call.layer
-        if isinstance(layer, keras.Model) and _opens(layer) and len(_outputs(layer)) == 1:
+        if isinstance(layer, keras.Model) and opens(layer) and len(_outputs(layer)) == 1:
             inner = _last(layer)
             if inner is not None:
                 return inner
@@ -593,7 +595,7 @@ def _last(model):
             type(layer) is keras.layers.Activation and layer.activation is keras.activations.linear
         ):
             return layer
-        call = producers.get(_edges([call.args, call.kwargs])[0])
+        call = producers.get(edges_of([call.args, call.kwargs])[0])
     return None
 
 
@@ -609,12 +611,12 @@ def _gives_probabilities(operation):
 def _check_model(name, model):
     if not isinstance(model, keras.Model):
         raise TypeError(f"`{name}` expects a keras.Model. Received: {model!r}")
-    if not model.built or (isinstance(model, keras.Sequential) and not _is_graph(model)):
+    if not model.built or (isinstance(model, keras.Sequential) and not is_graph(model)):
         raise ValueError(
             f"`{name}`: model {model.name!r} is not built, so it has no weights. Begin it with keras.Input(shape), and "
             "train or load it."
         )
-    if not _is_graph(model):
+    if not is_graph(model):
         raise ValueError(
             f"`{name}`: {type(model).__name__} {model.name!r} is a subclassed model, whose `call` is code that cannot "
             "be read. Build a functional model of the same layers, keras.Model(inputs, outputs), and give that."
@@ -640,25 +642,25 @@ def _require_linear(name, layer):
     if type(layer) not in _LINEAR or getattr(layer, "data_format", None) == "channels_first":
         raise ValueError(
             f"`{name}` works on the kernel and bias of a Dense layer, or of a convolution with the classes on its last "
-            f"axis. Received: {_described(layer)}. NormalizedDense has columns of equal length already; for layers "
+            f"axis. Received: {described(layer)}. NormalizedDense has columns of equal length already; for layers "
             "that standardise their kernel, keras_tricks.fuse(model) makes plain ones first."
         )
     if not layer.built:
-        raise ValueError(f"`{name}`: {_described(layer)} is not built, so it has no kernel yet. Train or load it.")
+        raise ValueError(f"`{name}`: {described(layer)} is not built, so it has no kernel yet. Train or load it.")
     _require_plain_kernel(name, layer)
 
 
 def _require_plain_kernel(name, layer):
-    reason = _has_other_kernel(layer)
+    reason = has_other_kernel(layer)
     if reason:
         raise ValueError(
-            f"`{name}`: {_described(layer)} cannot be changed, as {reason}. Give a model without, as it was trained: a "
+            f"`{name}`: {described(layer)} cannot be changed, as {reason}. Give a model without, as it was trained: a "
             "LoRA is merged by saving and loading the model."
         )
 
 
 def _normalize(layer, tau):
-    kernel = _float64(layer.kernel)
+    kernel = as_float64(layer.kernel)
     norms = np.sqrt(np.square(kernel).sum(axis=tuple(range(kernel.ndim - 1))))
     _set(layer, kernel / np.maximum(norms, SMALLEST_NORM) ** tau, None if layer.bias is None else 0 * layer.bias)
 
@@ -675,22 +677,22 @@ def _copy(found, make, carry):
     All other layers have the weights, seeds and flags of the originals; what the classifier gets is up to `carry`.
     """
     model, classifier = found.path[0], found.layer
-    rule = _Rule(lambda layer: make(layer) if layer is classifier else None, carry)
+    rule = Rule(lambda layer: make(layer) if layer is classifier else None, carry)
     with scope_of(model):
-        conversion = _Conversion(model, {type(classifier): rule}, None)
+        conversion = Conversion(model, {type(classifier): rule}, None)
         copy, _ = conversion.result()
     return copy, [conversion.copies[id(layer)] for layer in (*found.path, classifier)]
 
 
 def _result(found, carry, history):
-    model, _ = _copy(found, _plain_copy, carry)
+    model, _ = _copy(found, plain_copy, carry)
     model.history = history
     return model
 
 
 def _fresh(layer, seed):
     """An unbuilt copy of a layer that will draw other weights than the layer did, even if that one had a fixed seed."""
-    config = _unbuilt(layer.get_config())
+    config = unbuilt(layer.get_config())
     for key, value in config.items():
         if key.endswith("_initializer") and isinstance(value, dict) and "seed" in value.get("config", {}):
             config[key] = {**value, "config": {**value["config"], "seed": seed}}
@@ -702,6 +704,6 @@ def _freeze_all_but(path):
     # One by one: Keras passes a flag on to what is inside, but on TensorFlow only where it changes.
     for layer in path:
         layer.trainable = True
-    for place in _walk(path[0]):
+    for place in walk(path[0]):
         if not any(layer is place.layer for layer in path) and path[-1] not in place.holders:
             place.layer.trainable = False

@@ -10,16 +10,27 @@ import collections
 import dataclasses
 import inspect
 import re
-import tempfile
 
 import keras
 
 from keras_tricks._strategy import scope_of
 from keras_tricks.layers.ac_conv import ACConv2D
 from keras_tricks.layers.extended_batch_normalization import ExtendedBatchNormalization
-from keras_tricks.layers.recompute import Recompute
-from keras_tricks.layers.rezero import ReZero, ReZeroAdd
+from keras_tricks.layers.rezero import ReZeroAdd
 from keras_tricks.layers.ws_conv import WSConv1D, WSConv2D, WSConv3D, WSDense, WSDepthwiseConv2D
+from keras_tricks.models._graph import (
+    assign,
+    builds_as_keras_does,
+    carry_everything,
+    carry_nothing,
+    has_other_kernel,
+    is_functional,
+    is_graph,
+    opens,
+    plain_copy,
+    plain_functional,
+    walk,
+)
 
 
 def convert(model, tricks, exclude=None):
@@ -79,7 +90,7 @@ def convert(model, tricks, exclude=None):
     _check_model(model)
     rules = _rules(tricks)
     with scope_of(model):
-        return _Conversion(model, rules, exclude).result()
+        return Conversion(model, rules, exclude).result()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +123,7 @@ class ConversionReport:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rule:
+class Rule:
     """How layers of one class are replaced: `make` gives the new layer, or `None` to keep the old one."""
 
     make: collections.abc.Callable
@@ -120,7 +131,7 @@ class _Rule:
     obstacle: collections.abc.Callable = lambda layer: None  # the reason why a layer cannot be replaced, or None
 
 
-class _Conversion:
+class Conversion:
     def __init__(self, model, rules, exclude):
         self.model = model
         self.rules = rules
@@ -128,7 +139,7 @@ class _Conversion:
         self.carries = []  # (original, copy, how its weights go over, whether the copy is trainable)
         self.parents = {}  # by the id of a new tensor: the tensors it was computed from
         self.new, self.kept = {}, {}  # by the id of the original: the layer to put there, or why there is none
-        places = list(_walk(model))
+        places = list(walk(model))
         _check_sharing(places)
         self.found = {}  # the layers concerned, by id: where each is reached first
         for p in places:
@@ -192,11 +203,11 @@ class _Conversion:
     def copy(self, layer):
         """The layer's place in the new model: a new layer, always the same for the same layer."""
         if id(layer) not in self.copies:
-            carry = _carry_nothing
+            carry = carry_nothing
             if id(layer) in self.new:
                 new, carry = self.new[id(layer)], self.rules[type(layer)].carry
-            elif not _opens(layer):
-                new, carry = _plain_copy(layer), _carry_everything
+            elif not opens(layer):
+                new, carry = plain_copy(layer), carry_everything
             elif isinstance(layer, keras.Sequential):
                 new = self._sequential(layer)
             elif isinstance(layer, keras.Model):
@@ -224,7 +235,7 @@ class _Conversion:
             if isinstance(layer, keras.layers.InputLayer)
         }
         clone = keras.models.clone_model(
-            _plain_functional(model),  # without what `compile` was given, which Keras would copy too
+            plain_functional(model),  # without what `compile` was given, which Keras would copy too
             input_tensors=keras.tree.map_structure(lambda tensor: inputs[id(tensor)], model.input),
             clone_function=self.copy,
             call_function=self._call,
@@ -256,10 +267,10 @@ class _Conversion:
             return layer, (terms[::-1], *args[1:])
         else:
             reason = "neither of its inputs is computed from the other, so none is the skip connection"
-        plain = _plain_copy(old)
+        plain = plain_copy(old)
         del self.new[id(old)]
         self.kept[id(old)] = reason
-        self._put(old, plain, _carry_everything)
+        self._put(old, plain, carry_everything)
         return plain, args
 
     def _is_ancestor(self, tensor, other):
@@ -274,62 +285,12 @@ class _Conversion:
         return False
 
 
-# What the model is made of
-
-
-_Place = collections.namedtuple("_Place", "path layer holders closed")
-
-
-def _walk(holder, path="", holders=(), closed=None):
-    """Every layer inside, as often as it is reached: its path, what holds it, and the outermost closed one of these."""
-    for layer in _inside(holder):
-        if layer in holders:
-            continue
-        where = f"{path}/{layer.name}" if path else layer.name
-        yield _Place(where, layer, holders, closed)
-        yield from _walk(layer, where, (*holders, layer), closed or (None if _opens(layer) else layer))
-
-
-def _inside(layer):
-    """The layers that a layer holds directly."""
-    if isinstance(layer, keras.Model):
-        return layer.layers
-    held = [x for x in keras.tree.flatten(list(vars(layer).values())) if isinstance(x, keras.Layer)]
-    return list({id(x): x for x in held}.values())
-
-
-def _opens(layer):
-    """Whether the copy of a layer can be put together from copies of the layers inside it."""
-    if isinstance(layer, keras.Model):
-        return _is_graph(layer) and _builds_as_keras_does(layer)
-    return type(layer) in (keras.layers.TimeDistributed, ReZero, Recompute)
-
-
-def _is_graph(model):
-    if isinstance(model, keras.Sequential):
-        return hasattr(model, "inputs")  # not if it was never built, or its first layer takes several tensors
-    return _is_functional(model)
-
-
-def _is_functional(model):
-    return isinstance(getattr(type(model), "operations", None), property)
-
-
-def _builds_as_keras_does(model):
-    plain = keras.Sequential if isinstance(model, keras.Sequential) else type(_plain_functional(model))
-    return type(model).__init__ is plain.__init__ and type(model).call is plain.call
-
-
-def _plain_functional(model):
-    return keras.Model(model.input, model.output, name=model.name)
-
-
 def _times_called(models):
     """How often each Add is called, by id."""
     calls = collections.Counter()
-    for model in {id(m): m for m in models if isinstance(m, keras.Model) and _is_functional(m)}.values():
+    for model in {id(m): m for m in models if isinstance(m, keras.Model) and is_functional(m)}.values():
         adds = {layer.name: layer for layer in model.layers if type(layer) is keras.layers.Add}
-        for record in _plain_functional(model).get_config()["layers"] if adds else ():
+        for record in plain_functional(model).get_config()["layers"] if adds else ():
             if record["name"] in adds:
                 calls[id(adds[record["name"]])] += len(record["inbound_nodes"])
     return calls
@@ -357,11 +318,11 @@ def _rule(key, value):
         if key not in classes:
             names = ", ".join(cls.__name__ for cls in classes)
             raise ValueError(f"{value!r} is a trick for layers of class {names}. Received: {key.__name__}")
-        return _Rule(lambda layer: classes[key].from_config({**layer.get_config(), **arguments}), carry, obstacle)
+        return Rule(lambda layer: classes[key].from_config({**layer.get_config(), **arguments}), carry, obstacle)
     if inspect.isclass(value) and issubclass(value, keras.Layer):
-        return _Rule(lambda layer: _from_config_of(value, layer), _carry_by_name)
+        return Rule(lambda layer: _from_config_of(value, layer), _carry_by_name)
     if callable(value) and not inspect.isclass(value) and not isinstance(value, keras.Layer):
-        return _Rule(lambda layer: _from_function(value, layer), _carry_by_name)
+        return Rule(lambda layer: _from_function(value, layer), _carry_by_name)
     raise TypeError(
         f"The values of `tricks` are names ({', '.join(map(repr, _NAMED))}), classes of Keras layers, or functions "
         f"from layer to layer. Received for {key.__name__}: {value!r}"
@@ -379,7 +340,7 @@ def _from_config_of(cls, layer):
 
 
 def _from_function(function, layer):
-    copy = _plain_copy(layer)
+    copy = plain_copy(layer)
     new = function(copy)
     if new is None or new is copy:
         return None
@@ -390,52 +351,11 @@ def _from_function(function, layer):
     return new
 
 
-def _plain_copy(layer):
-    try:
-        config = _unbuilt(layer.get_config())
-        if isinstance(layer, keras.layers.Lambda):
-            copy = type(layer).from_config(config, safe_mode=False)  # its code is already in this process
-            copy.function, copy.mask = layer.function, layer.mask  # those of the config have lost their globals
-        else:
-            copy = type(layer).from_config(config)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise ValueError(
-            f"`convert` makes a copy of each layer, and {type(layer).__name__} {layer.name!r} cannot be made from its "
-            "config, as saving and loading would need too. Let its `get_config` return all arguments of its `__init__`."
-        ) from error
-    if hasattr(layer, "save_assets"):  # a vocabulary
-        with tempfile.TemporaryDirectory() as folder:
-            layer.save_assets(folder)
-            copy.load_assets(folder)
-    return copy
-
-
-def _unbuilt(config):
-    """Lets the copy build what is inside it, as the original did; otherwise the weights' paths would be shorter."""
-    if isinstance(config, dict):
-        return {k: _unbuilt(v) for k, v in config.items() if k != "build_config"}
-    return [_unbuilt(v) for v in config] if isinstance(config, list) else config
-
-
-def _carry_nothing(old, new):
-    pass
-
-
-def _carry_everything(old, new):
-    for a, b in zip(_inside(old), _inside(new), strict=True):
-        b.trainable = a.trainable
-        _carry_everything(a, b)
-    for a, b in zip(old.variables, new.variables, strict=True):
-        _assign(b, a)
-    if isinstance(new, keras.layers.Normalization):
-        new.finalize_state()  # it uses tensors that it once made from its weights
-
-
 def _carry_around(old, new):
     """The weights of a wrapper, without those of the layer in it."""
     own = [[v for v in x.variables if not any(v is inner for inner in x.layer.variables)] for x in (old, new)]
     for a, b in zip(*own, strict=True):
-        _assign(b, a)
+        assign(b, a)
 
 
 def _carry_by_name(old, new):
@@ -443,13 +363,7 @@ def _carry_by_name(old, new):
     variables = {v.name: v for v in old.variables}
     for v in new.variables:
         if v.name in variables and names[v.name] == 2 and tuple(v.shape) == tuple(variables[v.name].shape):
-            _assign(v, variables[v.name])
-
-
-def _assign(variable, value):
-    variable.assign(keras.ops.convert_to_numpy(value))
-    if not value.trainable:
-        variable.trainable = False
+            assign(v, variables[v.name])
 
 
 def _carry_extended(old, new):
@@ -460,12 +374,12 @@ def _carry_extended(old, new):
 
 
 def _carry_to_square_branch(old, new):
-    _assign(new.kernel, old.kernel)
+    assign(new.kernel, old.kernel)
     # Until it has seen data the normalisation divides by sqrt(1 + epsilon) and no more.
     square = new.square_normalization
     square.gamma.assign(keras.ops.full(square.gamma.shape, (1 + square.epsilon) ** 0.5, square.gamma.dtype))
     if old.use_bias:
-        _assign(square.beta, old.bias)
+        assign(square.beta, old.bias)
 
 
 def _cannot_standardize(layer):
@@ -473,21 +387,13 @@ def _cannot_standardize(layer):
     unit_axes = 2 if isinstance(layer, keras.layers.DepthwiseConv2D) else 1
     if all(size == 1 for size in shape[:-unit_axes]):
         return f"its kernel of shape {shape} has one weight for each output unit, and standardising that makes it 0"
-    return _has_other_kernel(layer)
-
-
-def _has_other_kernel(layer):
-    if getattr(layer, "lora_enabled", False):
-        return "its kernel has a LoRA addition"
-    if getattr(layer, "quantization_mode", None):
-        return "its kernel is quantized"
-    return None
+    return has_other_kernel(layer)
 
 
 def _cannot_be_asymmetric(layer):
     if any(size % 2 == 0 or size == 1 for size in layer.kernel_size):
         return f"its kernel of size {layer.kernel_size} has no middle row and column: sides must be odd and 3 or more"
-    return _has_other_kernel(layer)
+    return has_other_kernel(layer)
 
 
 def _cannot_extend(layer):
@@ -521,7 +427,7 @@ _NAMED = {
         _cannot_extend,
         {"scale": True},  # gamma takes up what the variances differ by
     ),
-    "rezero": _Named({keras.layers.Add: ReZeroAdd}, _carry_nothing, lambda layer: None, {}),
+    "rezero": _Named({keras.layers.Add: ReZeroAdd}, carry_nothing, lambda layer: None, {}),
 }
 
 
@@ -531,18 +437,18 @@ _NAMED = {
 def _check_model(model):
     if not isinstance(model, keras.Model):
         raise TypeError(f"`convert` expects a keras.Model. Received: {model!r}")
-    if not model.built or (isinstance(model, keras.Sequential) and not _is_graph(model)):
+    if not model.built or (isinstance(model, keras.Sequential) and not is_graph(model)):
         raise ValueError(
             f"`convert`: model {model.name!r} is not built, so its layers have no weights yet. Begin it with "
             "keras.Input(shape), or call `model.build(input_shape)` first."
         )
-    if not _is_graph(model):
+    if not is_graph(model):
         raise ValueError(
             f"`convert`: {type(model).__name__} {model.name!r} is a subclassed model, whose `call` is code that cannot "
             "be rewritten. Use the tricks' layers in that code, or convert the Functional models that it holds before "
             "handing them to it."
         )
-    if not _builds_as_keras_does(model):
+    if not builds_as_keras_does(model):
         raise ValueError(
             f"`convert`: {type(model).__name__} {model.name!r} has an `__init__` or `call` of its own, which a copy "
             "would lose. Convert its graph, as a plain model: `convert(keras.Model(model.input, model.output), ...)`."

@@ -22,6 +22,7 @@ import numpy as np
 
 from keras_tricks.layers.recompute import Recompute
 from keras_tricks.layers.rezero import ReZero, ReZeroAdd
+from keras_tricks.models._graph import Call, as_float64, described, edges_of, trace
 
 
 def fuse(model, return_report=False, probe=None):
@@ -110,29 +111,6 @@ class FuseReport:
         return "\n".join(lines)
 
 
-# While the graph is rewritten, a KerasTensor is no more than the name of an edge.
-
-
-@dataclasses.dataclass(eq=False)
-class _Call:
-    """One call of a layer in the graph."""
-
-    layer: keras.Operation
-    args: tuple
-    kwargs: dict
-    outputs: object
-    owner: keras.Operation  # the layer of the model that this call comes from
-    weights: dict | None = None  # float64 values by name, once something was folded into the layer
-
-    @property
-    def input(self):
-        return self.args[0] if self.args else next(iter(self.kwargs.values()))
-
-    @property
-    def training(self):
-        return bool(self.kwargs.get("training"))
-
-
 class _Fusion:
     """What a model and the models inside of it share: a layer used in both has one copy."""
 
@@ -143,7 +121,7 @@ class _Fusion:
         self.kept = []
 
     def fuse(self, model, name):
-        inputs, calls, outputs = _trace(model)
+        inputs, calls, outputs = trace(model)
         graph = _Graph(self)
         outputs = graph.run(calls, {}, outputs)
         graph.fold(outputs)
@@ -154,10 +132,10 @@ class _Fusion:
             plain = layer.fused()
             if not isinstance(plain, list) or not plain or not all(isinstance(p, keras.Layer) for p in plain):
                 raise TypeError(
-                    f"`fused()` of {_described(layer)} must return a list of built Keras layers. Received: {plain!r}"
+                    f"`fused()` of {described(layer)} must return a list of built Keras layers. Received: {plain!r}"
                 )
             self.plain[layer] = plain
-            self.folded.append((_described(layer), ", ".join(_described(p) for p in plain)))
+            self.folded.append((described(layer), ", ".join(described(p) for p in plain)))
         return self.plain[layer]
 
     def copy(self, call, name):
@@ -167,7 +145,7 @@ class _Fusion:
             return _folded_layer(call, name), False
         nested = _is_graph(layer) and not call.training
         if _is_graph(layer) and call.training:
-            self.kept.append((_described(layer), "it is called with training=True, so nothing in it can be folded"))
+            self.kept.append((described(layer), "it is called with training=True, so nothing in it can be folded"))
         known = (layer, nested) in self.copies
         if not known:
             copy = self.fuse(layer, name) if nested else _from_config(layer, {**layer.get_config(), "name": name})
@@ -200,13 +178,13 @@ class _Graph:
             return self.add(layer, args, kwargs, like)
         if kwargs.get("training"):
             raise ValueError(
-                f"{_described(layer)} is called with training=True, so what it computes cannot be folded into fixed "
+                f"{described(layer)} is called with training=True, so what it computes cannot be folded into fixed "
                 "weights. Build the model without that argument and copy the weights over."
             )
         kwargs = {name: value for name, value in kwargs.items() if name != "training"}
         first = args[0] if args else kwargs.get("inputs")
         if isinstance(layer, Recompute):
-            self.fusion.folded.append((_described(layer), f"{_described(layer.layer)}, unwrapped"))
+            self.fusion.folded.append((described(layer), f"{described(layer.layer)}, unwrapped"))
             return self.inside(layer.layer, args, kwargs, like)
         if isinstance(layer, ReZero):
             return self.residual(layer, first, self.inside(layer.layer, args, kwargs, like))
@@ -222,7 +200,7 @@ class _Graph:
         """The calls of a wrapped layer. Those of a wrapped model take its place."""
         if not _is_graph(layer) or kwargs.keys() - {"inputs"}:  # a mask, for example, is for the model as a whole
             return self.apply(layer, args, kwargs, like)
-        inputs, calls, outputs = _trace(layer)
+        inputs, calls, outputs = trace(layer)
         tensors = {}
         _enter(tensors, inputs, args or kwargs)
         return self.run(calls, tensors, outputs, self.owner)
@@ -232,18 +210,18 @@ class _Graph:
         scale = keras.layers.Rescaling(alpha, name=f"{layer.name}_alpha", dtype=layer.dtype_policy)
         add = keras.layers.Add(name=layer.name, dtype=layer.dtype_policy)
         self.alphas.append(scale)
-        self.fusion.folded.append((_described(layer), f"{_described(scale)}, {_described(add)}"))
+        self.fusion.folded.append((described(layer), f"{described(scale)}, {described(add)}"))
         return self.add(add, ([skip, self.add(scale, (branch,), {})],), {})
 
     def add(self, layer, args, kwargs, like=None):
         outputs = keras.tree.map_structure(lambda _: keras.KerasTensor(()), like)
-        self.calls.append(_Call(layer, args, kwargs, outputs, self.owner))
+        self.calls.append(Call(layer, args, kwargs, outputs, self.owner))
         return outputs
 
     def fold(self, outputs):
         """Moves normalisations and alphas into the linear layers before them."""
-        producers = {edge: call for call in self.calls for edge in _edges(call.outputs)}
-        uses = collections.Counter(_edges([outputs, *((call.args, call.kwargs) for call in self.calls)]))
+        producers = {edge: call for call in self.calls for edge in edges_of(call.outputs)}
+        uses = collections.Counter(edges_of([outputs, *((call.args, call.kwargs) for call in self.calls)]))
         times = collections.Counter(call.layer for call in self.calls)
         for call in list(self.calls):
             alpha = call.layer in self.alphas
@@ -251,14 +229,14 @@ class _Graph:
                 continue
             target, why_not = _target(call, producers, uses, times, _SCALE_FREELY if alpha else ())
             if why_not:
-                self.fusion.kept.append((_described(call.layer), why_not))
+                self.fusion.kept.append((described(call.layer), why_not))
                 continue
             _fold(call, target)
             last = producers[call.input]
             last.outputs = call.outputs
             producers[call.outputs] = last
             self.calls.remove(call)
-            self.fusion.folded.append((_described(call.layer), _described(target.layer)))
+            self.fusion.folded.append((described(call.layer), described(target.layer)))
 
     def rebuild(self, inputs, outputs, names, model_name):
         """The model of these calls, every layer of it new. `names` says which name is kept for which layer."""
@@ -276,46 +254,12 @@ class _Graph:
         return keras.Model(inputs, _replaced(outputs, tensors), name=model_name)
 
 
-def _trace(model):
-    """The inputs of a model, the calls of its layers in order, and its outputs.
-
-    `clone_model` shows each call to a function that may answer with any tensor: nothing is computed, no layer called.
-    """
-    calls = []
-    edge = keras.layers.Identity(name="edge")
-
-    def note(layer, *args, **kwargs):
-        outputs = keras.tree.map_structure(lambda _: edge(first), layer.output)
-        calls.append(_Call(layer, args, kwargs, outputs, layer))
-        return outputs
-
-    ends = [model.inputs[0], model.outputs[0]] if isinstance(model, keras.Sequential) else [model.input, model.output]
-    not_compiled = keras.Model(*ends, name=model.name)
-    layers = {layer.output: layer for layer in not_compiled.layers if isinstance(layer, keras.layers.InputLayer)}
-    inputs = keras.tree.map_structure(lambda x: _new_input(x, layers[x]), ends[0])
-    first = keras.tree.flatten(inputs)[0]
-    traced = keras.models.clone_model(
-        not_compiled, input_tensors=inputs, clone_function=lambda layer: layer, call_function=note
-    )
-    return inputs, calls, traced.output
-
-
-def _new_input(tensor, layer):
-    return keras.Input(
-        batch_shape=tensor.shape, dtype=tensor.dtype, name=layer.name, sparse=tensor.sparse, optional=layer.optional
-    )
-
-
-def _edges(structure):
-    return [x for x in keras.tree.flatten(structure) if isinstance(x, keras.KerasTensor)]
-
-
 def _replaced(structure, tensors):
     return keras.tree.map_structure(lambda x: tensors.get(x, x) if isinstance(x, keras.KerasTensor) else x, structure)
 
 
 def _enter(tensors, edges, values):
-    tensors.update(zip(_edges(edges), keras.tree.flatten(values), strict=True))
+    tensors.update(zip(edges_of(edges), keras.tree.flatten(values), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -377,26 +321,26 @@ def _target(call, producers, uses, times, through):
             return None, "it stands at an input of the model"
         layer = target.layer
         if type(layer) not in _LINEAR and type(layer) not in through:
-            return None, f"it follows {_described(layer)}, not a convolution or dense layer"
+            return None, f"it follows {described(layer)}, not a convolution or dense layer"
         if uses[edge] > 1:
-            return None, f"the output of {_described(layer)} is used elsewhere too"
+            return None, f"the output of {described(layer)} is used elsewhere too"
         if times[layer] > 1:
-            return None, f"{_described(layer)} is called several times"
+            return None, f"{described(layer)} is called several times"
         if layer.compute_dtype != call.layer.compute_dtype:
-            return None, f"it computes in {call.layer.compute_dtype}, {_described(layer)} in {layer.compute_dtype}"
+            return None, f"it computes in {call.layer.compute_dtype}, {described(layer)} in {layer.compute_dtype}"
         if type(layer) in _LINEAR:
             break
         edge = target.input
     if getattr(layer, "activation", None) not in (None, keras.activations.linear):
-        return None, f"{_described(layer)} has an activation"
+        return None, f"{described(layer)} has an activation"
     if layer.quantization_mode is not None:
-        return None, f"{_described(layer)} is quantized"
+        return None, f"{described(layer)} is quantized"
     if isinstance(call.layer, keras.layers.BatchNormalization):
         rank = call.layer.input_spec.ndim
         first = getattr(layer, "data_format", None) == "channels_first"
         axis = getattr(layer, "axis", 1 if first else -1)
         if call.layer.axis % rank != axis % rank:
-            return None, f"its axis is not that of the channels of {_described(layer)}"
+            return None, f"its axis is not that of the channels of {described(layer)}"
     return target, None
 
 
@@ -405,7 +349,7 @@ def _fold(call, target):
     linear = _LINEAR[type(target.layer)]
     if target.weights is None:
         names = (linear.kernel, linear.bias, *linear.others)
-        weights = {name: _float64(getattr(target.layer, name)) for name in names}
+        weights = {name: as_float64(getattr(target.layer, name)) for name in names}
         if weights[linear.kernel] is None:  # a normalisation without gamma
             weights[linear.kernel] = np.ones_like(weights["moving_mean"])
         target.weights = weights
@@ -421,12 +365,12 @@ def _fold(call, target):
 def _affine(layer):
     if isinstance(layer, keras.layers.Rescaling):
         return layer.scale, 0.0
-    scale = 1 / np.sqrt(_float64(layer.moving_variance) + layer.epsilon)
+    scale = 1 / np.sqrt(as_float64(layer.moving_variance) + layer.epsilon)
     if layer.gamma is not None:
-        scale = scale * _float64(layer.gamma)
-    shift = -_float64(layer.moving_mean) * scale
+        scale = scale * as_float64(layer.gamma)
+    shift = -as_float64(layer.moving_mean) * scale
     if layer.beta is not None:
-        shift = shift + _float64(layer.beta)
+        shift = shift + as_float64(layer.beta)
     return scale, shift
 
 
@@ -447,7 +391,7 @@ def _set_weights(layer, call):
     old, new = getattr(call.layer, "variables", []), getattr(layer, "variables", [])
     if [v.shape for v in old] != [v.shape for v in new]:
         raise ValueError(
-            f"A copy of {_described(call.layer)}, made by its `get_config` and `from_config`, has other weights than "
+            f"A copy of {described(call.layer)}, made by its `get_config` and `from_config`, has other weights than "
             f"the layer: {[v.name for v in new]} instead of {[v.name for v in old]}."
         )
     for a, b in zip(new, old, strict=True):
@@ -510,12 +454,12 @@ def _note_what_is_not_keras(fused, kept):
         for name in dict.fromkeys(_foreign(keras.saving.serialize_keras_object(layer))):
             if name.startswith("keras_tricks"):
                 raise ValueError(
-                    f"{_described(layer)} holds {name}, which `fuse` cannot turn into plain Keras layers there. Take "
+                    f"{described(layer)} holds {name}, which `fuse` cannot turn into plain Keras layers there. Take "
                     "it out of the layer around it; or give that layer, if it is yours, a method `fused()` that "
                     "returns plain, built Keras layers."
                 )
             where = "with safe_mode=False" if name == "a lambda" else "where it is registered"
-            kept.append((_described(layer), f"{name} is not Keras' own: the file loads {where}"))
+            kept.append((described(layer), f"{name} is not Keras' own: the file loads {where}"))
 
 
 def _is_graph(model):
@@ -543,14 +487,6 @@ def _leaves(model):
     if not _is_graph(model):
         return [] if isinstance(model, keras.layers.InputLayer) else [model]
     return list({id(leaf): leaf for layer in model.layers for leaf in _leaves(layer)}.values())
-
-
-def _described(layer):
-    return f"{layer.name} ({type(layer).__name__})"
-
-
-def _float64(variable):
-    return None if variable is None else np.asarray(keras.ops.convert_to_numpy(variable)).astype("float64")
 
 
 def _compare(model, fused, probe):
@@ -598,14 +534,14 @@ def _outputs(model, probe, values=()):
     # In the scope nothing is assigned: seeds and moving statistics stay as they are.
     with keras.StatelessScope(state_mapping=values):
         outputs = model(probe, training=False)
-    return [_float64(keras.ops.convert_to_tensor(y)) for y in keras.tree.flatten(outputs)]
+    return [as_float64(keras.ops.convert_to_tensor(y)) for y in keras.tree.flatten(outputs)]
 
 
 def _perturbed(variables, unit):
     random = np.random.default_rng(0)
     for v in variables:
         if keras.backend.is_float_dtype(v.dtype):
-            value = _float64(v) * (1 + unit * random.uniform(-1, 1, v.shape))
+            value = as_float64(v) * (1 + unit * random.uniform(-1, 1, v.shape))
             yield v, keras.ops.convert_to_tensor(value, v.dtype)
 
 

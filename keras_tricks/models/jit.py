@@ -53,10 +53,10 @@ def jit(model):
             f"`jit` is for the TensorFlow backend; this is {keras.backend.backend()}, where "
             "`model.compile(jit_compile=True)` compiles the whole step."
         )
-    if isinstance(model.call, _CompiledCall):
+    if isinstance(model.call, CompiledCall):
         return model
     _refuse_synchronized_statistics(model, model.distribute_strategy)
-    model.call = _CompiledCall(model)
+    model.call = CompiledCall(model)
     if type(model).train_step is keras.Model.train_step:
         model.train_step = _CompiledTrainStep(model)
     if model.compiled:
@@ -66,7 +66,7 @@ def jit(model):
     return model
 
 
-class _CompiledCall:
+class CompiledCall:
     """Stands in for `model.call`: compiled where a graph is being made of real tensors, else the plain call."""
 
     def __init__(self, model):

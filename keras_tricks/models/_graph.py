@@ -1,0 +1,183 @@
+"""Models taken apart: the layers in them, the calls of these, and copies of them."""
+
+import collections
+import dataclasses
+import tempfile
+
+import keras
+import numpy as np
+
+from keras_tricks.layers.recompute import Recompute
+from keras_tricks.layers.rezero import ReZero
+
+# What a model is made of
+
+
+Place = collections.namedtuple("Place", "path layer holders closed")
+
+
+def walk(holder, path="", holders=(), closed=None):
+    """Every layer inside, as often as it is reached: its path, what holds it, and the outermost closed one of these."""
+    for layer in inside(holder):
+        if layer in holders:
+            continue
+        where = f"{path}/{layer.name}" if path else layer.name
+        yield Place(where, layer, holders, closed)
+        yield from walk(layer, where, (*holders, layer), closed or (None if opens(layer) else layer))
+
+
+def inside(layer):
+    """The layers that a layer holds directly."""
+    if isinstance(layer, keras.Model):
+        return layer.layers
+    held = [x for x in keras.tree.flatten(list(vars(layer).values())) if isinstance(x, keras.Layer)]
+    return list({id(x): x for x in held}.values())
+
+
+def opens(layer):
+    """Whether the copy of a layer can be put together from copies of the layers inside it."""
+    if isinstance(layer, keras.Model):
+        return is_graph(layer) and builds_as_keras_does(layer)
+    return type(layer) in (keras.layers.TimeDistributed, ReZero, Recompute)
+
+
+def is_graph(model):
+    if isinstance(model, keras.Sequential):
+        return hasattr(model, "inputs")  # not if it was never built, or its first layer takes several tensors
+    return is_functional(model)
+
+
+def is_functional(model):
+    return isinstance(getattr(type(model), "operations", None), property)
+
+
+def builds_as_keras_does(model):
+    plain = keras.Sequential if isinstance(model, keras.Sequential) else type(plain_functional(model))
+    return type(model).__init__ is plain.__init__ and type(model).call is plain.call
+
+
+def plain_functional(model):
+    return keras.Model(model.input, model.output, name=model.name)
+
+
+def described(layer):
+    return f"{layer.name} ({type(layer).__name__})"
+
+
+# The calls of its layers. While a graph is read, a KerasTensor is no more than the name of an edge.
+
+
+@dataclasses.dataclass(eq=False)
+class Call:
+    """One call of a layer in the graph."""
+
+    layer: keras.Operation
+    args: tuple
+    kwargs: dict
+    outputs: object
+    owner: keras.Operation  # the layer of the model that this call comes from
+    weights: dict | None = None  # float64 values by name, once something was folded into the layer
+
+    @property
+    def input(self):
+        return self.args[0] if self.args else next(iter(self.kwargs.values()))
+
+    @property
+    def training(self):
+        return bool(self.kwargs.get("training"))
+
+
+def trace(model):
+    """The inputs of a model, the calls of its layers in order, and its outputs.
+
+    `clone_model` shows each call to a function that may answer with any tensor: nothing is computed, no layer called.
+    """
+    calls = []
+    edge = keras.layers.Identity(name="edge")
+
+    def note(layer, *args, **kwargs):
+        outputs = keras.tree.map_structure(lambda _: edge(first), layer.output)
+        calls.append(Call(layer, args, kwargs, outputs, layer))
+        return outputs
+
+    ends = [model.inputs[0], model.outputs[0]] if isinstance(model, keras.Sequential) else [model.input, model.output]
+    not_compiled = keras.Model(*ends, name=model.name)
+    layers = {layer.output: layer for layer in not_compiled.layers if isinstance(layer, keras.layers.InputLayer)}
+    inputs = keras.tree.map_structure(lambda x: new_input(x, layers[x]), ends[0])
+    first = keras.tree.flatten(inputs)[0]
+    traced = keras.models.clone_model(
+        not_compiled, input_tensors=inputs, clone_function=lambda layer: layer, call_function=note
+    )
+    return inputs, calls, traced.output
+
+
+def new_input(tensor, layer):
+    return keras.Input(
+        batch_shape=tensor.shape, dtype=tensor.dtype, name=layer.name, sparse=tensor.sparse, optional=layer.optional
+    )
+
+
+def edges_of(structure):
+    return [x for x in keras.tree.flatten(structure) if isinstance(x, keras.KerasTensor)]
+
+
+# Copies of layers, and their weights
+
+
+def plain_copy(layer):
+    try:
+        config = unbuilt(layer.get_config())
+        if isinstance(layer, keras.layers.Lambda):
+            copy = type(layer).from_config(config, safe_mode=False)  # its code is already in this process
+            copy.function, copy.mask = layer.function, layer.mask  # those of the config have lost their globals
+        else:
+            copy = type(layer).from_config(config)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ValueError(
+            f"Each layer is copied, and {type(layer).__name__} {layer.name!r} cannot be made from its "
+            "config, as saving and loading would need too. Let its `get_config` return all arguments of its `__init__`."
+        ) from error
+    if hasattr(layer, "save_assets"):  # a vocabulary
+        with tempfile.TemporaryDirectory() as folder:
+            layer.save_assets(folder)
+            copy.load_assets(folder)
+    return copy
+
+
+def unbuilt(config):
+    """Lets the copy build what is inside it, as the original did; otherwise the weights' paths would be shorter."""
+    if isinstance(config, dict):
+        return {k: unbuilt(v) for k, v in config.items() if k != "build_config"}
+    return [unbuilt(v) for v in config] if isinstance(config, list) else config
+
+
+def carry_nothing(old, new):
+    pass
+
+
+def carry_everything(old, new):
+    for a, b in zip(inside(old), inside(new), strict=True):
+        b.trainable = a.trainable
+        carry_everything(a, b)
+    for a, b in zip(old.variables, new.variables, strict=True):
+        assign(b, a)
+    if isinstance(new, keras.layers.Normalization):
+        new.finalize_state()  # it uses tensors that it once made from its weights
+
+
+def assign(variable, value):
+    variable.assign(keras.ops.convert_to_numpy(value))
+    if not value.trainable:
+        variable.trainable = False
+
+
+def has_other_kernel(layer):
+    if getattr(layer, "lora_enabled", False):
+        return "its kernel has a LoRA addition"
+    if getattr(layer, "quantization_mode", None):
+        return "its kernel is quantized"
+    return None
+
+
+def as_float64(variable):
+    return None if variable is None else np.asarray(keras.ops.convert_to_numpy(variable)).astype("float64")
