@@ -1,5 +1,6 @@
 """Small image sets for the examples: scikit-learn's digits, or a set of tensorflow_datasets."""
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -47,3 +48,36 @@ def load(name, data_dir=None):
             "--data-dir, or use --data digits, which needs nothing."
         )
     return [(np.asarray(images, "float32") / 255, np.asarray(labels)) for images, labels in parts]
+
+
+@dataclasses.dataclass
+class LongTailed:
+    """A set with classes of very different sizes; `train` and `test` are (inputs, labels).
+
+    `many` and `few` are bounds between which there are classes: the first four of ten are above, the last three below.
+    """
+
+    train: tuple
+    test: tuple
+    counts: np.ndarray
+    names: list
+    many: int
+    few: int
+
+
+def load_long_tailed(name, data_dir=None, imbalance=100):
+    """A long-tailed version of one of the sets: the same examples each time, and the test set as it is."""
+    import tensorflow as tf
+
+    import keras_tricks as kt
+
+    train, test = load(name, data_dir)
+    names = [str(j) for j in range(10)]
+    if name not in ("digits", "mnist"):
+        import tensorflow_datasets as tfds
+
+        names = tfds.builder(name, data_dir=data_dir).info.features["label"].names
+    examples = tf.data.Dataset.from_tensor_slices(tuple(train)).apply(kt.data.make_long_tailed(10, imbalance))
+    images, labels = (part.numpy() for part in examples.batch(len(train[1])).get_single_element())
+    counts = np.bincount(labels, minlength=10)
+    return LongTailed((images, labels), tuple(test), counts, names, many=int(counts[4]), few=int(counts[6]))
