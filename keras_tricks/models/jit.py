@@ -16,6 +16,8 @@ import inspect
 
 import keras
 
+from keras_tricks._masks import mask_of, with_mask
+
 
 def jit(model):
     """Compiles a model's training step and forward pass with XLA, inside each replica of its strategy.
@@ -81,9 +83,11 @@ class CompiledCall:
             return self.plain(*args, **kwargs)
         _refuse_what_cannot_work(self.model)
         outputs, masks, losses, new_values = _xla(self._pure)(args, kwargs)
-        for tensor, mask in zip(keras.tree.flatten(outputs), masks, strict=True):
-            if mask is not None:
-                tensor._keras_mask = mask  # where Keras keeps the mask of a tensor
+        tensors = [
+            x if mask is None else with_mask(x, mask=mask)
+            for x, mask in zip(keras.tree.flatten(outputs), masks, strict=True)
+        ]
+        outputs = keras.tree.pack_sequence_as(outputs, tensors)
         for loss in losses:
             self.model.add_loss(loss)
         _assign(self.model, new_values)
@@ -92,7 +96,7 @@ class CompiledCall:
     def _pure(self, args, kwargs):
         with keras.StatelessScope(collect_losses=True, initialize_variables=False) as scope:
             outputs = self.plain(*args, **kwargs)
-        masks = [getattr(tensor, "_keras_mask", None) for tensor in keras.tree.flatten(outputs)]
+        masks = [mask_of(x) for x in keras.tree.flatten(outputs)]
         return outputs, masks, list(scope.losses), _new_values(self.model, scope)
 
 
@@ -108,6 +112,7 @@ class _CompiledTrainStep:
         if _runs_eagerly() or model.optimizer is None or not model.optimizer.built:
             return self.plain(data)
         _refuse_what_cannot_work(model)
+        _refuse_variables_of_one_device(model)
         logs, gradients, new_values = _xla(self._pure)(data)
         _assign(model, new_values)
         if gradients is not None:
@@ -201,6 +206,21 @@ def _refuse_synchronized_statistics(model, strategy):
             raise ValueError(
                 f"`jit`: layer {layer.name!r} has synchronized=True, whose exchange between replicas cannot be in the "
                 "part that XLA compiles. Use synchronized=False, or train without `jit`."
+            )
+
+
+def _refuse_variables_of_one_device(model):
+    import tensorflow as tf
+
+    strategy = tf.distribute.get_strategy()
+    if strategy.num_replicas_in_sync == 1:
+        return
+    for v in _state(model):
+        if not strategy.extended.variable_created_in_scope(v.value):
+            raise ValueError(
+                f"`jit`: variable {v.path!r} was made outside of the strategy's scope, so it is on one device, and XLA "
+                "on the others cannot read it. Make metrics, as the model, within `with strategy.scope():`, or give "
+                "`compile` their names."
             )
 
 

@@ -315,6 +315,10 @@ def test_what_cannot_work_says_what_can():
     with pytest.raises(ValueError, match=r"use `compile\(jit_compile=False\)`"):
         model.fit(*runs.images(), batch_size=8, verbose=0)
 
+    metric = keras.metrics.SparseCategoricalAccuracy()
+    with pytest.raises(ValueError, match="made outside of the strategy's scope"):
+        runs.train(sgd, replicas=2, network=lambda: kt.jit(functional()), metrics=[metric])
+
     spectral = kt.jit(keras.Sequential([keras.Input((3,)), keras.layers.SpectralNormalization(keras.layers.Dense(2))]))
     with pytest.raises(ValueError, match="train this model without `jit`"):
         tf.function(lambda: spectral(np.ones((2, 3), "float32"), training=True))()
