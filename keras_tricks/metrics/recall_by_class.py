@@ -218,6 +218,7 @@ def plot_recalls(results, path=None):
     _check_comparable(results)
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogFormatter
     except ImportError as error:
         raise ImportError("`plot_recalls` needs matplotlib: pip install 'keras_tricks[plot]'") from error
     first = next(iter(results.values()))
@@ -243,6 +244,7 @@ def plot_recalls(results, path=None):
     axes.set_ylim(-0.04, 1.12)
     axes.set_yticks(np.linspace(0, 1, 6))
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))  # where there is room for them
     axes.set_xlabel("training examples of the class (logarithmic)")
     axes.set_ylabel("recall")
     axes.set_title("marks: classes; lines: means of the groups", fontsize=9, color="0.25", loc="left")
