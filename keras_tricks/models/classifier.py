@@ -26,7 +26,7 @@ from keras_tricks._masks import mask_of
 from keras_tricks._strategy import scope_of
 from keras_tricks._targets import Targets, weights_of
 from keras_tricks.layers.normalized_dense import SMALLEST_NORM, NormalizedDense
-from keras_tricks.losses import BalancedSoftmax, LogitAdjusted, SparseFocal
+from keras_tricks.losses import LDAM, BalancedSoftmax, LogitAdjusted, SparseFocal
 from keras_tricks.models._graph import (
     as_float64,
     builds_as_keras_does,
@@ -70,8 +70,8 @@ def adjust_logits(model, class_counts, tau=1.0):
     Raises:
         TypeError: If `model` is not a Keras model, or `tau` is not a number.
         ValueError: If the model is not built, subclassed or has several outputs; if its outputs are probabilities; if
-            it is adjusted already, by this function or by the loss that it was compiled with; if the counts are not
-            one a class.
+            it is adjusted already, by this function or by the loss that it was compiled with, or that loss is LDAM; if
+            the counts are not one a class.
 
     Example:
     >>> import keras, numpy as np, keras_tricks as kt
@@ -92,6 +92,12 @@ def adjust_logits(model, class_counts, tau=1.0):
             raise ValueError(
                 f"`adjust_logits`: model {model.name!r} was trained with {type(loss).__name__}, which adjusts the "
                 "logits in training. They are right as they are; a second adjustment would favour the rare classes."
+            )
+        if isinstance(loss, LDAM):
+            raise ValueError(
+                f"`adjust_logits`: model {model.name!r} was trained with LDAM, so its outputs are cosines, and the "
+                f"logits {loss.scale:g} times as large. Give it with that factor: keras.Model(model.input, "
+                f"keras.layers.Rescaling({loss.scale:g})(model.output))."
             )
     counts = as_class_counts(class_counts)
     classes = _outputs(model)[0].shape[-1]

@@ -136,6 +136,14 @@ def test_counts_may_be_the_dataset_and_outputs_a_dict():
     np.testing.assert_allclose(difference, np.full((24, 3), for_all), rtol=1e-5)
 
 
+def test_the_cosines_that_ldam_trains_are_not_taken_for_logits():
+    model = network(kt.layers.NormalizedDense(3))
+    model.compile("sgd", kt.losses.LDAM([3, 2, 1], scale=20))
+    with pytest.raises(ValueError, match=r"LDAM.*20 times as large.*Rescaling\(20\)"):
+        adjust_logits(model, [3, 2, 1])
+    adjust_logits(keras.Model(model.input, layers.Rescaling(20)(model.output)), [3, 2, 1])
+
+
 @pytest.mark.parametrize("loss", [kt.losses.BalancedSoftmax([3, 2, 1]), kt.losses.LogitAdjusted([3, 2, 1])])
 def test_a_model_that_was_trained_with_an_adjusted_loss_is_not_adjusted_again(loss):
     model = network()
