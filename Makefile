@@ -61,6 +61,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/optimizers.py
 	$(BIN)/python benchmarks/layers.py
+	$(BIN)/python benchmarks/losses.py
 	$(BIN)/python benchmarks/data.py
 
 docs: $(VENV)/.docs

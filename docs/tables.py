@@ -44,7 +44,7 @@ def put(page, mark, table):
 
 
 def speed(results):
-    """The rows of the last run of `benchmarks/speed.py`, `layers.py` or `data.py`."""
+    """The rows of the last run of `benchmarks/speed.py`, `layers.py`, `losses.py` or `data.py`."""
     with results.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     last = {}
@@ -179,6 +179,7 @@ put("README.md", "tricks", catalog.markdown_table("docs/tricks/"))
 put("docs/index.md", "tricks", catalog.markdown_table("tricks/"))
 put("docs/benchmarks.md", "speed", speed(RESULTS / "speed.csv"))
 put("docs/benchmarks.md", "layers", speed(RESULTS / "layers.csv"))
+put("docs/benchmarks.md", "losses", speed(RESULTS / "losses.csv"))
 put("docs/benchmarks.md", "data", speed(RESULTS / "data.csv"))
 put("docs/benchmarks.md", "learning_echo", learning(RESULTS / "learning_echo.csv"))
 put("docs/benchmarks.md", "learning_long_tail", long_tail(RESULTS / "learning_long_tail.csv"))

@@ -42,6 +42,7 @@ from keras_tricks.models._graph import (
     unbuilt,
     walk,
 )
+from keras_tricks.models._restored import copies
 from keras_tricks.models.convert import Conversion, Rule
 from keras_tricks.models.jit import CompiledCall, jit
 from keras_tricks.optimizers.loss_scale import LossScaleOptimizer
@@ -355,8 +356,6 @@ class _Drawn(keras.metrics.Metric):
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         targets = Targets(ops.convert_to_tensor(y_true), y_pred)
-        if sample_weight is not None:
-            sample_weight = ops.cast(ops.convert_to_tensor(sample_weight), self.dtype)
         weights = ops.cast(weights_of(targets, sample_weight, mask_of(y_pred)), self.dtype)
         num_classes = self.sums.shape[0]
         if targets.labels is None:
@@ -409,8 +408,7 @@ class _Training:
         if isinstance(self.model.call, CompiledCall):
             jit(stage)
         history = stage.fit(self.data, epochs=self.epochs, **self._fit_arguments())
-        drawn = sum(as_float64(part) for part in _parts(stage, stage.drawn.sums))
-        _warn_of_imbalance(self.name, drawn)
+        _warn_of_imbalance(self.name, sum(part.astype("float64") for part in copies(stage, stage.drawn.sums)))
         return history
 
     def _default_optimizer(self, classifier):
@@ -494,13 +492,6 @@ def _warn_of_imbalance(name, drawn):
             "`class_weight=`.",
             stacklevel=4,
         )
-
-
-def _parts(model, variable):
-    """A variable's values, one for each replica."""
-    if keras.backend.backend() == "tensorflow":
-        return model.distribute_strategy.experimental_local_results(variable.value)
-    return [variable.value]
 
 
 # The classifier, and copies of the model around it
