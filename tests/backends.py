@@ -24,7 +24,7 @@ def dense():
 
 
 def results():
-    """Final weights by the name of the run."""
+    """Final weights by the name of the run, and values of losses."""
     ends = {}
     for trick in catalog.TRICKS:
         if "jax" not in trick.backends:
@@ -42,9 +42,6 @@ def results():
                 return with_fixed_weights(keras.Sequential([keras.Input(shape), layer, keras.layers.Flatten(), head]))
 
             ends[trick.name] = runs.train(lambda: keras.optimizers.SGD(0.05), network=network, data=data)
-        elif trick.kind == "loss":
-            sgd = functools.partial(keras.optimizers.SGD, 0.05)
-            ends[trick.name] = runs.train(sgd, network=dense, loss=trick.make, epochs=1)
     overwriting = {"gradient_accumulation_steps": 2, "use_ema": True, "ema_overwrite_frequency": 2}
     ends["LAMB overwriting"] = runs.train(lambda: kt.LAMB(0.01, **overwriting), network=dense)
     schedule = kt.schedules.CyclicalLearningRate(0.001, 0.1, 3, mode="exp_range", gamma=0.97)
@@ -56,7 +53,22 @@ def results():
         cycle = kt.callbacks.CyclicLR(schedule, momentum=(0.95, 0.3))
         ends[f"CyclicLR {name}"] = runs.train(optimizer, network=dense, callbacks=[cycle])
     ends["schedule LAMB"] = runs.train(lambda: kt.LAMB(schedule), network=dense)
-    return {name: np.concatenate([w.ravel() for w in run.weights]) for name, run in ends.items()}
+    sgd = functools.partial(keras.optimizers.SGD, 0.05)
+    for loss in (kt.losses.ClassBalanced([20, 9, 3], base="focal"), kt.losses.LDAM([20, 9, 3])):
+        ends[loss.name] = runs.train(sgd, network=dense, loss=lambda loss=loss: loss, epochs=1)
+    return {name: np.concatenate([w.ravel() for w in run.weights]) for name, run in ends.items()} | losses()
+
+
+def losses():
+    """The values of each loss, for labels of both forms."""
+    random = np.random.default_rng(0)
+    logits, labels, rows = random.normal(size=(8, 3)), random.integers(0, 3, 8), random.dirichlet(np.ones(3), 8)
+    makes = {trick.name: trick.make for trick in catalog.TRICKS if trick.kind == "loss"}
+    return {
+        f"{name} of {form}": keras.ops.convert_to_numpy(make(reduction=None)(y, logits))
+        for name, make in makes.items()
+        for form, y in (("integers", labels), ("rows", rows))
+    }
 
 
 if __name__ == "__main__":
