@@ -4,6 +4,7 @@ import dataclasses
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import keras_tricks as kt
@@ -16,6 +17,11 @@ def strategy_of(replicas):
     return tf.distribute.MirroredStrategy(
         [f"CPU:{i}" for i in range(replicas)], cross_device_ops=tf.distribute.ReductionToOneDevice()
     )
+
+
+def slow_where(condition, tricks):
+    """Records as parameters of a test, which `make test` leaves out where the condition of the object holds."""
+    return [pytest.param(t, marks=pytest.mark.slow) if condition(t.object) else t for t in tricks]
 
 
 def images(count=32, size=6, channels=1, classes=3, seed=0):

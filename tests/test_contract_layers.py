@@ -19,6 +19,15 @@ def trick(request):
     return request.param
 
 
+# What takes seconds to compile: of those that only differ in their shape from WSConv2D, with the slow tests.
+LIKE_WSCONV2D = (kt.layers.WSConv1D, kt.layers.WSConv3D, kt.layers.WSDepthwiseConv2D, kt.layers.WSDense)
+
+
+@pytest.fixture(params=runs.slow_where(LIKE_WSCONV2D.__contains__, LAYERS), ids=lambda t: t.name)
+def trick_of_each_kind(request):
+    return request.param
+
+
 def network_of(trick):
     def network():
         layer, shape = trick.make()
@@ -67,16 +76,16 @@ def test_symbolic_and_real_calls_agree_on_shape_and_dtype(trick, precision):
     assert keras.backend.standardize_dtype(real.dtype) == symbolic.dtype == layer.compute_dtype
 
 
-def test_the_result_is_the_same_eager_compiled_under_xla_and_on_two_replicas(trick):
-    arguments = {"network": network_of(trick), "data": data_of(trick), "epochs": 1}
+def test_the_result_is_the_same_eager_compiled_under_xla_and_on_two_replicas(trick_of_each_kind):
+    arguments = {"network": network_of(trick_of_each_kind), "data": data_of(trick_of_each_kind), "epochs": 1}
     for mode, replicas in (("eager", 1), ("xla", 1), ("graph", 2)):  # XLA on two: the next test
-        runs.assert_same_weights(plain(trick), runs.train(sgd, mode, replicas, **arguments), 2e-5)
+        runs.assert_same_weights(plain(trick_of_each_kind), runs.train(sgd, mode, replicas, **arguments), 2e-5)
 
 
-def test_mixed_precision_on_two_replicas_under_xla(trick, mixed_precision):
-    arguments = {"network": network_of(trick), "data": data_of(trick), "epochs": 1}
+def test_mixed_precision_on_two_replicas_under_xla(trick_of_each_kind, mixed_precision):
+    arguments = {"network": network_of(trick_of_each_kind), "data": data_of(trick_of_each_kind), "epochs": 1}
     other = runs.train(lambda: kt.LossScaleOptimizer(sgd()), "xla", 2, mixed_precision, **arguments)
-    runs.assert_same_weights(plain(trick), other, runs.tolerance(mixed_precision))
+    runs.assert_same_weights(plain(trick_of_each_kind), other, runs.tolerance(mixed_precision))
 
 
 def test_exported_as_a_saved_model_it_computes_the_same(trick, tmp_path):

@@ -16,8 +16,6 @@ LOSSES = [t for t in catalog.TRICKS if t.kind == "loss"]
 LABELS = np.array([0, 2, 1, 1, 0, 2])
 LOGITS = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
 WITH_COUNTS = [t for t in LOSSES if hasattr(t.make(), "class_counts")]
-# Losses differ in their formula only: two of them are trained with, the others compared as functions.
-ALWAYS_TRAINED = (kt.losses.ClassBalanced, kt.losses.LDAM)
 
 
 @pytest.fixture(params=LOSSES, ids=lambda t: t.name)
@@ -25,10 +23,8 @@ def trick(request):
     return request.param
 
 
-@pytest.fixture(
-    params=[t if t.object in ALWAYS_TRAINED else pytest.param(t, marks=pytest.mark.slow) for t in LOSSES],
-    ids=lambda t: t.name,
-)
+# Losses differ in their formula only: one is trained with, the others are compared as functions, and trained slowly.
+@pytest.fixture(params=runs.slow_where(lambda loss: loss is not kt.losses.ClassBalanced, LOSSES), ids=lambda t: t.name)
 def trained(request):
     return request.param
 

@@ -20,6 +20,15 @@ def make(request):
     return request.param.make
 
 
+# What takes seconds to compile: of those that only differ in their rule from LAMB, with the slow tests.
+LIKE_LAMB = (kt.optimizers.LARS, kt.optimizers.SM3, kt.optimizers.Yogi)
+
+
+@pytest.fixture(params=runs.slow_where(LIKE_LAMB.__contains__, OPTIMIZERS), ids=lambda t: t.name)
+def make_of_each_kind(request):
+    return request.param.make
+
+
 @functools.cache
 def plain(make):
     """One epoch on one device, as a graph, in float32: what most tests compare with."""
@@ -70,14 +79,14 @@ def test_the_step_alone_under_xla_gives_the_same(make):
     runs.assert_same_weights(plain(make), runs.train(compiled, replicas=2, epochs=1), 2e-5)
 
 
-def test_mixed_precision_on_two_replicas_under_xla(make, mixed_precision):
+def test_mixed_precision_on_two_replicas_under_xla(make_of_each_kind, mixed_precision):
     def scaled():
-        optimizer = make()
+        optimizer = make_of_each_kind()
         is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         return optimizer if is_scaled else kt.LossScaleOptimizer(optimizer)
 
     other = runs.train(scaled, "xla", 2, mixed_precision, epochs=1)  # float32: where it accumulates, below
-    runs.assert_same_weights(plain(make), other, runs.tolerance(mixed_precision))
+    runs.assert_same_weights(plain(make_of_each_kind), other, runs.tolerance(mixed_precision))
 
 
 @pytest.mark.parametrize("policy", ["bfloat16", "float16"])
@@ -87,10 +96,10 @@ def test_pure_low_precision_stays_finite_and_learns(make, policy):
     assert run.losses[-1] < run.losses[0]
 
 
-def test_accumulation_with_everything_equals_the_large_batch(make):
-    large = runs.train(lambda: make(global_clipnorm=0.5, use_ema=True), batch=16, epochs=1)
+def test_accumulation_with_everything_equals_the_large_batch(make_of_each_kind):
+    large = runs.train(lambda: make_of_each_kind(global_clipnorm=0.5, use_ema=True), batch=16, epochs=1)
     small = runs.train(
-        lambda: make(global_clipnorm=0.5, use_ema=True, gradient_accumulation_steps=2),
+        lambda: make_of_each_kind(global_clipnorm=0.5, use_ema=True, gradient_accumulation_steps=2),
         "xla",
         2,
         batch=8,

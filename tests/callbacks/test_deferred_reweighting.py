@@ -46,10 +46,10 @@ def by_hand(start_epoch=2, epochs=4):
 @pytest.mark.parametrize(
     ("mode", "replicas", "precision", "arguments"),
     [
-        ("eager", 1, "float32", {}),
+        pytest.param("eager", 1, "float32", {}, marks=pytest.mark.slow),
         ("graph", 1, "float32", {"steps_per_execution": 4}),
         ("xla", 1, "float32", {}),
-        ("graph", 2, "float32", {}),
+        pytest.param("graph", 2, "float32", {}, marks=pytest.mark.slow),
         ("xla", 2, "mixed_float16", {}),
     ],
 )

@@ -48,11 +48,11 @@ def test_units_are_where_the_layer_has_them_whatever_its_name(layer, shape, axes
 
 
 def test_attention_projections_have_a_unit_for_each_feature_of_each_head():
-    layer = L.MultiHeadAttention(2, 4)
+    layer = L.MultiHeadAttention(2, 4, name="attention")
     layer.build((None, 5, 6), (None, 5, 6))
     found = {v.path: axes for v, axes in zip(layer.variables, unit_axes(layer.variables), strict=True)}
-    assert found["multi_head_attention/query/kernel"] == (0,)
-    assert found["multi_head_attention/attention_output/kernel"] == (0, 1)
+    assert found["attention/query/kernel"] == (0,)
+    assert found["attention/attention_output/kernel"] == (0, 1)
 
 
 def test_vectors_in_disguise_are_one_unit_and_variables_without_a_layer_follow_their_rank():
