@@ -51,6 +51,7 @@ def by_hand(start_epoch=2, epochs=4):
         ("xla", 1, "float32", {}),
         pytest.param("graph", 2, "float32", {}, marks=pytest.mark.slow),
         ("xla", 2, "mixed_float16", {}),
+        pytest.param("xla", 2, "mixed_bfloat16", {}, marks=pytest.mark.slow),
     ],
 )
 def test_a_compiled_fit_is_that_of_two_losses_after_each_other(mode, replicas, precision, arguments):
@@ -169,3 +170,28 @@ def test_a_loss_that_the_model_does_not_train_with_is_refused():
 def test_wrong_arguments_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         kt.callbacks.DeferredReweighting(*arguments)
+
+
+def test_accumulated_small_batches_equal_the_large_batch():
+    def train(batch, steps):
+        loss = plain_crossentropy()
+        return runs.train(
+            lambda: kt.GradientAccumulation(keras.optimizers.SGD(0.05), steps),
+            batch=batch,
+            epochs=2,
+            loss=lambda: loss,
+            callbacks=[kt.callbacks.DeferredReweighting(loss, 1, BETA)],
+        )
+
+    runs.assert_same_weights(train(16, 1), train(8, 2), 5e-5)
+
+
+def test_a_model_that_is_saved_loaded_and_continued_equals_an_uninterrupted_run(tmp_path):
+    run = deferred_run(epochs=3)
+    run.model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    deferred = kt.callbacks.DeferredReweighting(loaded.loss, 2, BETA)
+    x, y = runs.images()
+    loaded.fit(x, y, batch_size=8, initial_epoch=3, epochs=4, shuffle=False, verbose=0, callbacks=[deferred])
+    for a, b in zip(deferred_run().weights, loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
