@@ -47,6 +47,22 @@ def is_graph(model):
     return is_functional(model)
 
 
+def require_graph(name, model, instead):
+    """Raises unless `model` is a built Functional or Sequential model; `instead` says what to do with another."""
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`{name}` expects a keras.Model. Received: {model!r}")
+    if not model.built or (isinstance(model, keras.Sequential) and not is_graph(model)):
+        raise ValueError(
+            f"`{name}`: model {model.name!r} is not built, so its layers have no weights yet. Begin it with "
+            "keras.Input(shape), and train or load it."
+        )
+    if not is_graph(model):
+        raise ValueError(
+            f"`{name}`: {type(model).__name__} {model.name!r} is a subclassed model, whose `call` is code that cannot "
+            f"be read. {instead}"
+        )
+
+
 def is_functional(model):
     return isinstance(getattr(type(model), "operations", None), property)
 

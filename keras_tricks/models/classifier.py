@@ -35,9 +35,9 @@ from keras_tricks.models._graph import (
     described,
     edges_of,
     has_other_kernel,
-    is_graph,
     opens,
     plain_copy,
+    require_graph,
     trace,
     unbuilt,
     walk,
@@ -47,6 +47,7 @@ from keras_tricks.models.convert import Conversion, Rule
 from keras_tricks.models.jit import CompiledCall, jit
 from keras_tricks.optimizers.loss_scale import LossScaleOptimizer
 
+_INSTEAD = "Build a functional model of the same layers, keras.Model(inputs, outputs), and give that."
 ADJUSTMENT = "logit_adjustment"  # the name by which a model shows, also when it was saved, that it is adjusted
 
 
@@ -85,7 +86,7 @@ def adjust_logits(model, class_counts, tau=1.0):
         Aditya Krishna Menon, Sadeep Jayasumana, Ankit Singh Rawat, Himanshu Jain, Andreas Veit, Sanjiv Kumar,
         "Long-tail learning via logit adjustment", 2021, arXiv:2007.07314.
     """
-    _check_model("adjust_logits", model)
+    require_graph("adjust_logits", model, _INSTEAD)
     tau = check_finite_number("tau", tau, at_least=0)
     _check_output("adjust_logits", model)
     for loss in keras.tree.flatten(model.loss) if model.compiled else ():
@@ -502,7 +503,7 @@ _Found = collections.namedtuple("_Found", "path layer")  # the model and those i
 
 def _find(name, model, layer):
     """The classifier, which must be in one place only."""
-    _check_model(name, model)
+    require_graph(name, model, _INSTEAD)
     if not builds_as_keras_does(model):
         raise ValueError(
             f"`{name}`: {type(model).__name__} {model.name!r} has an `__init__` or `call` of its own, which a copy "
@@ -603,21 +604,6 @@ def _gives_probabilities(operation):
         or getattr(operation, "activation", None) in activations
         or type(operation).__name__ in ("Softmax", "Sigmoid", "HardSigmoid")  # of keras.ops
     )
-
-
-def _check_model(name, model):
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"`{name}` expects a keras.Model. Received: {model!r}")
-    if not model.built or (isinstance(model, keras.Sequential) and not is_graph(model)):
-        raise ValueError(
-            f"`{name}`: model {model.name!r} is not built, so it has no weights. Begin it with keras.Input(shape), and "
-            "train or load it."
-        )
-    if not is_graph(model):
-        raise ValueError(
-            f"`{name}`: {type(model).__name__} {model.name!r} is a subclassed model, whose `call` is code that cannot "
-            "be read. Build a functional model of the same layers, keras.Model(inputs, outputs), and give that."
-        )
 
 
 def _outputs(model):

@@ -25,10 +25,10 @@ from keras_tricks.models._graph import (
     carry_nothing,
     has_other_kernel,
     is_functional,
-    is_graph,
     opens,
     plain_copy,
     plain_functional,
+    require_graph,
     walk,
 )
 
@@ -435,19 +435,11 @@ _NAMED = {
 
 
 def _check_model(model):
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"`convert` expects a keras.Model. Received: {model!r}")
-    if not model.built or (isinstance(model, keras.Sequential) and not is_graph(model)):
-        raise ValueError(
-            f"`convert`: model {model.name!r} is not built, so its layers have no weights yet. Begin it with "
-            "keras.Input(shape), or call `model.build(input_shape)` first."
-        )
-    if not is_graph(model):
-        raise ValueError(
-            f"`convert`: {type(model).__name__} {model.name!r} is a subclassed model, whose `call` is code that cannot "
-            "be rewritten. Use the tricks' layers in that code, or convert the Functional models that it holds before "
-            "handing them to it."
-        )
+    require_graph(
+        "convert",
+        model,
+        "Use the tricks' layers in that code, or convert the Functional models that it holds before giving them to it.",
+    )
     if not builds_as_keras_does(model):
         raise ValueError(
             f"`convert`: {type(model).__name__} {model.name!r} has an `__init__` or `call` of its own, which a copy "
