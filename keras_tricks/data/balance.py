@@ -184,9 +184,10 @@ class _Balancing:
                 (label >= 0) & (label < len(self._counts)),
                 [f"class_balanced: a label outside of the {len(self._counts)} classes of `class_counts`:", label],
             )
-            with tf.control_dependencies([known]):
+            with tf.control_dependencies([known]):  # both: TensorFlow's own error of either would come first at times
                 place = tf.gather(seen, label)
-            return tf.tensor_scatter_nd_add(seen, [[label]], tf.constant([1], tf.int64)), (label, place, element)
+                seen = tf.tensor_scatter_nd_add(seen, [[label]], tf.constant([1], tf.int64))
+            return seen, (label, place, element)
 
         elements = dataset.scan(tf.zeros(len(self._counts), tf.int64), numbered)
 
