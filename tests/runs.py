@@ -19,9 +19,14 @@ def strategy_of(replicas):
     )
 
 
+def slow(*parameters):
+    """Parameters of a test that only `make test-all` tries."""
+    return pytest.param(*parameters, marks=pytest.mark.slow)
+
+
 def slow_where(condition, tricks):
-    """Records as parameters of a test, which `make test` leaves out where the condition of the object holds."""
-    return [pytest.param(t, marks=pytest.mark.slow) if condition(t.object) else t for t in tricks]
+    """Records as parameters of a test, slow where the condition of the object holds."""
+    return [slow(t) if condition(t.object) else t for t in tricks]
 
 
 def images(count=32, size=6, channels=1, classes=3, seed=0):

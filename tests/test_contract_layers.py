@@ -97,9 +97,9 @@ def test_exported_as_a_saved_model_it_computes_the_same(trick, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated:UserWarning")
-def test_exported_for_small_devices_it_computes_the_same(trick, tmp_path):
-    model = network_of(trick)()
-    x, _ = data_of(trick)
+def test_exported_for_small_devices_it_computes_the_same(trick_of_each_kind, tmp_path):
+    model = network_of(trick_of_each_kind)()
+    x, _ = data_of(trick_of_each_kind)
     model.export(tmp_path / "small.tflite", format="litert", verbose=False)
     interpreter = tf.lite.Interpreter(str(tmp_path / "small.tflite"))
     interpreter.allocate_tensors()

@@ -47,9 +47,10 @@ def test_config_round_trip(make):
     assert keras.saving.serialize_keras_object(again) == keras.saving.serialize_keras_object(optimizer)
 
 
-def test_the_result_is_the_same_eager_compiled_under_xla_and_on_two_replicas(make):
+def test_the_result_is_the_same_eager_compiled_under_xla_and_on_two_replicas(make_of_each_kind):
+    expected = plain(make_of_each_kind)
     for mode, replicas in (("eager", 1), ("xla", 1), ("graph", 2)):  # XLA on two: the next tests
-        runs.assert_same_weights(plain(make), runs.train(make, mode, replicas, epochs=1), 2e-5)
+        runs.assert_same_weights(expected, runs.train(make_of_each_kind, mode, replicas, epochs=1), 2e-5)
 
 
 def test_a_training_loop_of_the_users_own_gives_the_same(make):
@@ -110,7 +111,7 @@ def test_accumulation_with_everything_equals_the_large_batch(make_of_each_kind):
 
 
 def test_saved_loaded_and_continued_equals_uninterrupted(make, tmp_path):
-    replicas = 2
+    replicas = 1 if make in [t.make for t in OPTIMIZERS if t.object in LIKE_LAMB] else 2
     run = runs.train(lambda: make(gradient_accumulation_steps=3, use_ema=True), replicas=replicas, epochs=1)
     # Four batches, windows of three: saved in the middle of a window.
     run.model.save(tmp_path / "m.keras")
@@ -150,6 +151,7 @@ def with_rate(make, rate):
     return optimizer
 
 
+@pytest.mark.slow
 def test_it_learns():
     for trick in OPTIMIZERS:
         run = runs.train(trick.make, epochs=15)

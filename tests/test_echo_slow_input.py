@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -30,7 +31,9 @@ def test_it_trains_with_each_factor_and_draws(tmp_path):
     assert (tmp_path / "echo.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_bad_arguments_give_one_clear_line():
-    result = run("--factors", 0.5)
-    assert result.returncode == 2
-    assert "--factors must be at least 1" in result.stderr.strip().split("\n")[-1]
+def test_bad_arguments_give_one_clear_line(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXAMPLE.parent)
+    monkeypatch.setattr(sys, "argv", [EXAMPLE.name, "--factors", "0.5"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert "--factors must be at least 1" in capsys.readouterr().err.strip().split("\n")[-1]

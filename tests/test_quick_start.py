@@ -1,5 +1,5 @@
-import os
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -9,13 +9,8 @@ EXAMPLE = pathlib.Path(__file__).parent.parent / "examples" / "quick_start.py"
 
 
 def run(*arguments):
-    return subprocess.run(
-        [sys.executable, EXAMPLE, "--quiet", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "XLA_FLAGS": ""},  # it trains for long enough to be worth optimising
-    )
+    command = [sys.executable, EXAMPLE, "--quiet", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_everything_at_once_trains_draws_saves_and_reloads(tmp_path):
@@ -38,12 +33,19 @@ def test_the_default_run_reaches_a_good_accuracy(tmp_path):
     assert min(accuracies) > 96
 
 
-def test_a_missing_data_set_is_explained(tmp_path):
-    result = run("--data", "mnist", "--data-dir", tmp_path)
-    assert result.returncode != 0
-    assert f"mnist is not prepared in {tmp_path}" in result.stderr
-    assert "tfds.load('mnist')" in result.stderr
-    assert "Traceback" not in result.stderr
+def refused(monkeypatch, *arguments):
+    """The exit code or message of a run in this process, which ends before it trains."""
+    monkeypatch.syspath_prepend(EXAMPLE.parent)
+    monkeypatch.setattr(sys, "argv", [EXAMPLE.name, *arguments])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    return left.value.code
+
+
+def test_a_missing_data_set_is_explained(monkeypatch, tmp_path):
+    message = refused(monkeypatch, "--data", "mnist", "--data-dir", str(tmp_path))  # Python prints it and exits with 1
+    assert f"mnist is not prepared in {tmp_path}" in message
+    assert "tfds.load('mnist')" in message
 
 
 @pytest.mark.parametrize(
@@ -53,8 +55,6 @@ def test_a_missing_data_set_is_explained(tmp_path):
         (["--steps", "3"], "at least 10"),
     ],
 )
-def test_bad_arguments_give_one_clear_line(arguments, message):
-    result = run(*arguments)
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+def test_bad_arguments_give_one_clear_line(arguments, message, monkeypatch, capsys):
+    assert refused(monkeypatch, *arguments) == 2
+    assert message in capsys.readouterr().err.strip().split("\n")[-1]

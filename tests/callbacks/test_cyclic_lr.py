@@ -1,3 +1,5 @@
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -30,11 +32,22 @@ def by_hand(momentum=None, steps=8):
     return runs.Run(model, [], model.get_weights())
 
 
-@pytest.mark.parametrize("momentum", [None, (0.95, 0.2)])
-@pytest.mark.parametrize("steps_per_execution", [1, 3])
+BOTH = (0.95, 0.2)
+CONDITIONS = [
+    *[("eager", 1, BOTH, 1), ("graph", 1, None, 1), ("graph", 1, BOTH, 3), ("graph", 2, BOTH, 1)],
+    *[("xla", 1, BOTH, 1), ("xla", 2, BOTH, 3), ("xla", 2, None, 1)],
+]
+
+
+def every_condition():
+    for mode, replicas, momentum, at_once in itertools.product(("eager", "graph", "xla"), (1, 2), (None, BOTH), (1, 3)):
+        if mode != "eager" or at_once == 1:  # eagerly Keras runs one step an execution
+            condition = mode, replicas, momentum, at_once
+            yield condition if condition in CONDITIONS else runs.slow(*condition)
+
+
+@pytest.mark.parametrize(("mode", "replicas", "momentum", "steps_per_execution"), every_condition())
 def test_rate_and_momentum_move_at_every_step(mode, replicas, momentum, steps_per_execution):
-    if mode == "eager" and steps_per_execution > 1:
-        pytest.skip("Keras runs one step an execution when it runs eagerly")
     run = runs.train(
         lambda: keras.optimizers.SGD(0.01, momentum=0.9),
         mode,
@@ -58,7 +71,7 @@ def test_rate_and_momentum_move_at_every_step(mode, replicas, momentum, steps_pe
     ids=["Adam", "RMSprop", "Nesterov", "LAMB", "loss-scaled", "accumulating"],
 )
 def test_momentum_really_moves_in_every_optimizer(optimizer):
-    still, moving = (runs.train(optimizer, replicas=2, callbacks=[cycle(m)]) for m in ((0.9, 0.9), (0.9, 0.1)))
+    still, moving = (runs.train(optimizer, callbacks=[cycle(m)]) for m in ((0.9, 0.9), (0.9, 0.1)))
     assert max(np.abs(a - b).max() for a, b in zip(still.weights, moving.weights, strict=True)) > 1e-4
 
 

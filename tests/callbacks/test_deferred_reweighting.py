@@ -46,12 +46,12 @@ def by_hand(start_epoch=2, epochs=4):
 @pytest.mark.parametrize(
     ("mode", "replicas", "precision", "arguments"),
     [
-        pytest.param("eager", 1, "float32", {}, marks=pytest.mark.slow),
+        runs.slow("eager", 1, "float32", {}),
         ("graph", 1, "float32", {"steps_per_execution": 4}),
         ("xla", 1, "float32", {}),
-        pytest.param("graph", 2, "float32", {}, marks=pytest.mark.slow),
+        runs.slow("graph", 2, "float32", {}),
         ("xla", 2, "mixed_float16", {}),
-        pytest.param("xla", 2, "mixed_bfloat16", {}, marks=pytest.mark.slow),
+        runs.slow("xla", 2, "mixed_bfloat16", {}),
     ],
 )
 def test_a_compiled_fit_is_that_of_two_losses_after_each_other(mode, replicas, precision, arguments):

@@ -1,3 +1,4 @@
+import functools
 import time
 
 import keras
@@ -9,11 +10,19 @@ import keras_tricks as kt
 from tests import runs
 
 
-def slow(seconds, count=1000, size=4):
-    """A reader that takes so long for each element."""
+def sleep(seconds, taken):
+    """Sleeps, and notes for how long: longer than asked, most on a busy machine."""
+    start = time.perf_counter()
+    time.sleep(seconds)
+    taken.append(time.perf_counter() - start)
+
+
+def slow(seconds, count=1000, size=4, taken=None):
+    """A reader that takes so long for each element, which it notes in `taken`."""
+    taken = [] if taken is None else taken
 
     def read(i):
-        time.sleep(seconds)
+        sleep(seconds, taken)
         return i
 
     @tf.autograph.experimental.do_not_convert
@@ -24,13 +33,30 @@ def slow(seconds, count=1000, size=4):
     return tf.data.Dataset.range(count).map(element)
 
 
+def of_three_tries(test):
+    """For what measures time: a busy machine may spoil it, but hardly three times."""
+
+    @functools.wraps(test)
+    def tried(*arguments, **named):
+        for _ in range(2):
+            try:
+                return test(*arguments, **named)
+            except AssertionError:
+                pass
+        return test(*arguments, **named)
+
+    return tried
+
+
+@of_three_tries
 @pytest.mark.parametrize(("upstream", "step", "ratio"), [(0.004, 0.016, 2.0), (0.001, 0.032, 0.25)])
 def test_it_finds_the_ratio_of_reading_and_training(upstream, step, ratio, capsys):
+    reads, steps = [], []
     found = kt.data.measure_echo_factor(
-        slow(upstream), lambda x, y: time.sleep(step), downstream=lambda d: d.batch(8), seconds=0.6
+        slow(upstream, taken=reads), lambda x, y: sleep(step, steps), downstream=lambda d: d.batch(8), seconds=0.6
     )
     assert found.elements == pytest.approx(8)
-    assert 0.6 * ratio < found.ratio < 1.6 * ratio  # a sleep takes longer than it says, most on a busy machine
+    assert 0.7 < found.ratio / (8 * np.mean(reads) / np.mean(steps)) < 1.4
     assert found.ratio == found.upstream_seconds / found.step_seconds
     assert found.factor == max(1.0, int(100 * found.ratio) / 100)
     assert found.speedup == pytest.approx(max(1.0, found.ratio), rel=0.01)
@@ -39,6 +65,7 @@ def test_it_finds_the_ratio_of_reading_and_training(upstream, step, ratio, capsy
     assert str(found) in printed
 
 
+@of_three_tries
 def test_the_factor_it_finds_costs_no_time():
     def seconds_a_step(dataset):
         batches = iter(dataset.repeat().batch(8).prefetch(4))
@@ -69,15 +96,18 @@ def test_elements_of_a_step_are_counted_where_their_number_cannot_be_known():
     assert found.elements == pytest.approx(12, rel=0.1)
 
 
+@of_three_tries
 def test_small_fast_elements_are_not_timed_by_python():
-    found = kt.data.measure_echo_factor(
-        tf.data.Dataset.range(10_000), lambda x: time.sleep(0.001), seconds=0.3, verbose=False
-    )
-    assert found.upstream_seconds < 3e-5
+    dataset = tf.data.Dataset.range(10_000)
+    found = kt.data.measure_echo_factor(dataset, lambda x: time.sleep(0.001), seconds=0.3, verbose=False)
+    walk, start = iter(dataset), time.perf_counter()
+    for _ in range(3000):
+        next(walk)
+    assert found.upstream_seconds < 0.5 * (time.perf_counter() - start) / 3000  # found: 0.04 to 0.3
     assert found.factor == 1
 
 
-@pytest.mark.parametrize("steps_per_execution", [1, 3])
+@pytest.mark.parametrize(("replicas", "steps_per_execution"), [(1, 1), (2, 3), runs.slow(1, 3), runs.slow(2, 1)])
 def test_a_model_is_left_exactly_as_it_was(replicas, steps_per_execution):
     keras.config.set_dtype_policy("mixed_float16")
     with runs.strategy_of(replicas).scope():

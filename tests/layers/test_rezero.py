@@ -140,6 +140,7 @@ def test_what_is_no_layer_or_no_pair_is_refused():
         kt.layers.ReZeroAdd()([inputs((2, 5)), inputs((2, 1))])
 
 
+@pytest.mark.slow
 def test_it_trains_a_deep_network_that_does_not_train_without():
     from sklearn.datasets import load_digits
 

@@ -379,7 +379,7 @@ def test_the_new_classifier_is_another_draw_of_its_own_initializers():
 
 @pytest.mark.parametrize(
     ("operation", "compiled"),
-    [(retrain_classifier, False), pytest.param(learn_scale, True, marks=pytest.mark.slow)],
+    [(retrain_classifier, False), runs.slow(learn_scale, True)],
     ids=["retrain", "scale-jit"],
 )
 def test_replicas_end_where_one_device_does(operation, compiled):

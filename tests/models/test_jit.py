@@ -68,7 +68,13 @@ def both(network, replicas, **kwargs):
     return plain, runs.train(sgd, "graph", replicas, network=jitted, **kwargs)
 
 
-@pytest.mark.parametrize("network", [with_state, functional, Subclassed, OwnStep])
+@pytest.mark.parametrize(
+    ("network", "replicas"),
+    [
+        *[(network, 1) for network in (with_state, functional, Subclassed, OwnStep)],
+        *[(with_state, 2), runs.slow(functional, 2), runs.slow(Subclassed, 2), (OwnStep, 2)],
+    ],
+)
 def test_training_is_the_same(network, replicas):
     plain, jitted = both(network, replicas)
     np.testing.assert_allclose(jitted.losses, plain.losses, rtol=1e-4)
@@ -89,6 +95,7 @@ def test_what_xla_cannot_compile_fails_so_it_is_xla_that_runs(replicas):
         runs.train(sgd, replicas=replicas, network=lambda: kt.jit(network()), epochs=1)
 
 
+@pytest.mark.parametrize("replicas", [runs.slow(1), 2])
 def test_mixed_precision(mixed_precision, replicas):
     def network():
         return keras.Sequential([*runs.small_network().layers[:-1], keras.layers.Dense(3, dtype="float32")])
@@ -100,6 +107,7 @@ def test_mixed_precision(mixed_precision, replicas):
     runs.assert_same_weights(train(network), train(lambda: kt.jit(network())), runs.tolerance(mixed_precision))
 
 
+@pytest.mark.parametrize("replicas", [runs.slow(1), 2])
 def test_several_steps_an_execution_and_metrics(replicas):
     plain, jitted = (
         runs.train(sgd, network=n, replicas=replicas, steps_per_execution=3, metrics=["accuracy"])
@@ -120,6 +128,7 @@ def test_dropout_draws_a_new_mask_at_each_step():
     assert 20 < (first == 0).sum() < 80
 
 
+@pytest.mark.parametrize("replicas", [1, runs.slow(2)])
 def test_evaluate_predict_and_direct_calls_are_as_before(replicas):
     plain, jitted = both(with_state, replicas)
     x, y = runs.images()
@@ -136,6 +145,7 @@ def test_evaluate_predict_and_direct_calls_are_as_before(replicas):
     np.testing.assert_allclose(tf.function(jitted.model)(x), plain.model(x), atol=1e-4)
 
 
+@pytest.mark.parametrize("replicas", [1, runs.slow(2)])
 def test_after_compile_and_training_it_takes_effect(replicas):
     run = runs.train(sgd, "xla" if replicas == 1 else "graph", replicas, network=with_state, epochs=1)
     assert run.model.train_function is not None
@@ -149,7 +159,7 @@ def test_after_compile_and_training_it_takes_effect(replicas):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("network", [with_state, pytest.param(functional, marks=pytest.mark.slow), Subclassed])
+@pytest.mark.parametrize("network", [with_state, runs.slow(functional), Subclassed])
 def test_saved_it_is_a_plain_model_and_continues_bit_for_bit_when_jitted_again(network, tmp_path):
     run = runs.train(sgd, network=lambda: kt.jit(network()), epochs=1)
     run.model.save(tmp_path / "m.keras")
@@ -268,6 +278,7 @@ def test_the_step_is_traced_once_for_a_shape():
     assert len(traces) == before
 
 
+@pytest.mark.parametrize("replicas", [runs.slow(1), 2])
 def test_a_smaller_last_batch_trains_evaluates_and_predicts_without_more_traces(replicas):
     traces = []
 

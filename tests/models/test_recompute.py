@@ -35,7 +35,7 @@ def segments_of(model):
     return [name for name, _ in model.recompute_report.segments]
 
 
-@pytest.mark.parametrize(("mode", "replicas"), [("graph", 1), pytest.param("xla", 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("mode", "replicas"), [("graph", 1), runs.slow("xla", 2)])
 def test_training_is_bit_for_bit_the_same(mode, replicas):
     arguments = {"data": runs.images(16), "epochs": 1}
     a = runs.train(kt.LAMB, mode, replicas, network=residual, **arguments)

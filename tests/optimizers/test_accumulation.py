@@ -33,9 +33,14 @@ WRAPPERS = {
 }
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_a_wrapper_that_changes_nothing_changes_nothing_in_any_keras_optimizer(rule, wrapper):
+# All of them around every rule; each by itself around two, and with the slow tests around the others.
+EACH_AROUND_EACH = [
+    (w, r) if w == "all" or r in ("SGD momentum", "Adam") else runs.slow(w, r) for w in WRAPPERS for r in RULES
+]
+
+
+@pytest.mark.parametrize(("wrapper", "rule"), EACH_AROUND_EACH)
+def test_a_wrapper_that_changes_nothing_changes_nothing_in_any_keras_optimizer(wrapper, rule):
     shapes = [(4, 5), (5,)]
     schedule = K.schedules.ExponentialDecay(0.05, 2, 0.5)
     averages = {"use_ema": True, "ema_overwrite_frequency": 3}
@@ -58,9 +63,7 @@ def test_a_wrapper_that_changes_nothing_changes_nothing_in_any_keras_optimizer(r
             np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "rule", ["Adam", *(pytest.param(r, marks=pytest.mark.slow) for r in ("Nadam", "Muon", "Lion"))]
-)
+@pytest.mark.parametrize("rule", ["Adam", *(runs.slow(r) for r in ("Nadam", "Muon", "Lion"))])
 def test_small_batches_on_two_replicas_under_xla_equal_the_large_batch(rule):
     # A bare Keras optimizer with gradient_accumulation_steps=4 raises here: merge_call in a condition.
     make = lambda **o: RULES[rule](clipnorm=0.05, use_ema=True, **o)  # noqa: E731
@@ -122,7 +125,7 @@ def test_the_saved_file_holds_each_state_once(tmp_path):
 
 
 @pytest.mark.parametrize("clip", [{}, {"clipnorm": 0.01}], ids=str)
-@pytest.mark.parametrize(("accumulated", "devices"), [(1, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize(("accumulated", "devices"), [(1, 1), runs.slow(1, 2), (2, 2)])
 def test_repeated_rows_of_sparse_gradients_are_merged_first(clip, accumulated, devices):
     def train(optimizer, sparse, **how):
         class Lookup(keras.layers.Layer):
@@ -208,7 +211,7 @@ def test_callbacks_see_through_the_wrappers():
     assert [r["step"] for r in of_kernel if r["what"] == "gradients"] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("attribute", [pytest.param("momentum", marks=pytest.mark.slow), "beta_1"])
+@pytest.mark.parametrize("attribute", [runs.slow("momentum"), "beta_1"])
 def test_a_callback_can_move_momentum_in_a_compiled_fit(attribute):
     make = {"momentum": lambda m: kt.LARS(0.5, momentum=m), "beta_1": lambda m: kt.LAMB(0.05, beta_1=m)}[attribute]
 
