@@ -1,6 +1,10 @@
 """One small training run under given conditions: what most contract tests compare."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+import textwrap
 
 import keras
 import numpy as np
@@ -24,9 +28,22 @@ def slow(*parameters):
     return pytest.param(*parameters, marks=pytest.mark.slow)
 
 
+# They differ only in a rule or a shape from another of their kind: what takes seconds to compile is slow for them.
+ALIKE = (
+    *(kt.optimizers.LARS, kt.optimizers.Adafactor, kt.optimizers.SM3, kt.optimizers.Yogi, kt.optimizers.Lookahead),
+    *(kt.layers.WSConv1D, kt.layers.WSConv3D, kt.layers.WSDepthwiseConv2D, kt.layers.WSDense),
+    kt.layers.ScaledActivation,
+)
+
+
 def slow_where(condition, tricks):
     """Records as parameters of a test, slow where the condition of the object holds."""
     return [slow(t) if condition(t.object) else t for t in tricks]
+
+
+def of_each_kind(tricks):
+    """Records as parameters of a test, slow where they are like another one."""
+    return slow_where(ALIKE.__contains__, tricks)
 
 
 def images(count=32, size=6, channels=1, classes=3, seed=0):
@@ -45,6 +62,20 @@ def small_network(conv=keras.layers.Conv2D):
             keras.layers.Dense(3, dtype="float32"),
         ]
     )
+
+
+def on_jax(code, *arguments):
+    """What the code prints on the JAX backend, in a process of its own."""
+    pytest.importorskip("jax")
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
 
 
 SHAPES = [(), (1,), (5,), (4, 1), (3, 4), (2, 3, 4), (3, 3, 2, 4), (2, 2, 2, 2, 3)]

@@ -19,11 +19,7 @@ def trick(request):
     return request.param
 
 
-# What takes seconds to compile: of those that only differ in their shape from WSConv2D, with the slow tests.
-LIKE_WSCONV2D = (kt.layers.WSConv1D, kt.layers.WSConv3D, kt.layers.WSDepthwiseConv2D, kt.layers.WSDense)
-
-
-@pytest.fixture(params=runs.slow_where(LIKE_WSCONV2D.__contains__, LAYERS), ids=lambda t: t.name)
+@pytest.fixture(params=runs.of_each_kind(LAYERS), ids=lambda t: t.name)
 def trick_of_each_kind(request):
     return request.param
 

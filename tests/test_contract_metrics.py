@@ -1,10 +1,6 @@
 """What every metric of the catalogue keeps to; a new record is tested by being there."""
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 
 import keras
 import numpy as np
@@ -144,7 +140,6 @@ def test_a_label_that_is_no_class_makes_a_compiled_result_nan_unless_it_weighs_n
 
 
 def test_on_jax_they_are_the_same_compiled_or_not():
-    pytest.importorskip("jax")
     code = """
         import json, numpy as np
         from tests import test_contract_metrics as contract
@@ -161,11 +156,7 @@ def test_on_jax_they_are_the_same_compiled_or_not():
                 found.append(str(error))
         print(json.dumps(found))
         """
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    eager, compiled, wrong, *errors = json.loads(result.stdout)
+    eager, compiled, wrong, *errors = json.loads(runs.on_jax(code))
     assert eager == pytest.approx(expected(), rel=1e-6)
     assert_all_are(compiled, expected())
     assert_all_are(wrong, dict.fromkeys(wrong, np.nan))

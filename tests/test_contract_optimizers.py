@@ -20,11 +20,7 @@ def make(request):
     return request.param.make
 
 
-# What takes seconds to compile: of those that only differ in their rule from LAMB, with the slow tests.
-LIKE_LAMB = (kt.optimizers.LARS, kt.optimizers.SM3, kt.optimizers.Yogi)
-
-
-@pytest.fixture(params=runs.slow_where(LIKE_LAMB.__contains__, OPTIMIZERS), ids=lambda t: t.name)
+@pytest.fixture(params=runs.of_each_kind(OPTIMIZERS), ids=lambda t: t.name)
 def make_of_each_kind(request):
     return request.param.make
 
@@ -110,8 +106,13 @@ def test_accumulation_with_everything_equals_the_large_batch(make_of_each_kind):
     runs.assert_same_weights(large, small, 5e-5)
 
 
-def test_saved_loaded_and_continued_equals_uninterrupted(make, tmp_path):
-    replicas = 1 if make in [t.make for t in OPTIMIZERS if t.object in LIKE_LAMB] else 2
+def on_replicas():
+    for t in OPTIMIZERS:
+        yield from ([(t.make, 1), runs.slow(t.make, 2)] if t.object in runs.ALIKE else [(t.make, 2)])
+
+
+@pytest.mark.parametrize(("make", "replicas"), [*on_replicas()])
+def test_saved_loaded_and_continued_equals_uninterrupted(make, replicas, tmp_path):
     run = runs.train(lambda: make(gradient_accumulation_steps=3, use_ema=True), replicas=replicas, epochs=1)
     # Four batches, windows of three: saved in the middle of a window.
     run.model.save(tmp_path / "m.keras")

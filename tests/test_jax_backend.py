@@ -1,24 +1,11 @@
-import os
-import subprocess
-import sys
-import textwrap
-
 import numpy as np
-import pytest
 
-from tests import backends
-
-pytest.importorskip("jax")
-
-
-def on_jax(*command):
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
+from tests import backends, runs
 
 
 def test_training_ends_where_it_does_on_tensorflow(tmp_path):
-    result = on_jax("-m", "tests.backends", str(tmp_path / "jax.npz"))
-    assert result.returncode == 0, result.stderr[-3000:]
+    code = "import sys, numpy; from tests import backends; numpy.savez(sys.argv[1], **backends.results())"
+    runs.on_jax(code, tmp_path / "jax.npz")
     jax, tensorflow = np.load(tmp_path / "jax.npz"), backends.results()
     assert set(jax) == set(tensorflow)
     assert len(tensorflow) >= 10
@@ -71,8 +58,7 @@ def test_callbacks_that_keep_weights_keep_the_right_ones(tmp_path):
             print(same(end, model.get_weights(), **exact))
         print(same(mean, np.mean(each, axis=0), rtol=1e-5, atol=1e-6))
         """
-    result = on_jax("-c", textwrap.dedent(code), str(tmp_path))
-    assert result.stdout.split("\n")[:-1] == ["True"] * 3 + ["True True"] + ["True"] * 3, result.stderr[-3000:]
+    assert runs.on_jax(code, tmp_path).splitlines() == ["True"] * 3 + ["True True"] + ["True"] * 3
 
 
 def test_what_is_for_tensorflow_only_imports_and_says_so_when_used():
@@ -97,11 +83,9 @@ def test_what_is_for_tensorflow_only_imports_and_says_so_when_used():
             except RuntimeError as error:
                 print("TensorFlow" in str(error) or "tf." in str(error), "jax" in str(error))
         """
-    result = on_jax("-c", textwrap.dedent(code))
-    assert result.stdout.split("\n")[:-1] == ["True True"] * 11, result.stderr[-3000:]
+    assert runs.on_jax(code).splitlines() == ["True True"] * 11
 
 
 def test_the_package_does_not_need_tensorflow_there():
     code = "import sys; sys.modules['tensorflow'] = None; import keras_tricks as kt; print(kt.LAMB(0.1).name)"
-    result = on_jax("-c", code)
-    assert result.stdout.strip() == "lamb", result.stderr[-3000:]
+    assert runs.on_jax(code).strip() == "lamb"

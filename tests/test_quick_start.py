@@ -14,7 +14,7 @@ def run(*arguments):
 
 
 def test_everything_at_once_trains_draws_saves_and_reloads(tmp_path):
-    result = run("--steps", 20, "--replicas", 2, "--precision", "mixed_float16", "--xla", "--out", tmp_path)
+    result = run("--steps", 10, "--replicas", 2, "--precision", "mixed_float16", "--xla", "--out", tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "digits, 2 replica(s), mixed_float16, XLA" in result.stdout
     assert "In accuracy the tricks" in result.stdout

@@ -9,6 +9,7 @@ vectors and scalars, also with axes of length 1        all
 """
 
 import gc
+import warnings
 
 import keras
 
@@ -65,4 +66,10 @@ def _layers_of(variables):
     for candidate in gc.get_objects():
         if issubclass(type(candidate), keras.layers.Layer):  # isinstance would ask proxies what they pretend to be
             owners |= {id(value): candidate for value in vars(candidate).values() if id(value) in wanted}
+    if gc.get_freeze_count() and any(id(v) not in owners and len(v.shape) > 1 for v in variables):
+        warnings.warn(
+            "`gc.freeze()` hides layers from the optimizer, so a variable counts as a dense layer's kernel where no "
+            "layer was found for it. Build the optimizer before, or call `gc.unfreeze()` first.",
+            stacklevel=2,
+        )
     return owners

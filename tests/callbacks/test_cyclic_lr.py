@@ -46,7 +46,7 @@ def every_condition():
             yield condition if condition in CONDITIONS else runs.slow(*condition)
 
 
-@pytest.mark.parametrize(("mode", "replicas", "momentum", "steps_per_execution"), every_condition())
+@pytest.mark.parametrize(("mode", "replicas", "momentum", "steps_per_execution"), [*every_condition()])
 def test_rate_and_momentum_move_at_every_step(mode, replicas, momentum, steps_per_execution):
     run = runs.train(
         lambda: keras.optimizers.SGD(0.01, momentum=0.9),

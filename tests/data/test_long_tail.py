@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 
 import keras_tricks as kt
+from tests import runs
 
 
 def balanced(num_classes, size, seed=0):
@@ -15,7 +16,7 @@ def balanced(num_classes, size, seed=0):
     ("num_classes", "size", "imbalance", "total", "all_counts"),
     [
         (10, 5000, 100, 12_406, [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]),
-        (100, 500, 50, 12_608, None),
+        runs.slow(100, 500, 50, 12_608, None),
     ],
     ids=["CIFAR-10, 100", "CIFAR-100, 50"],
 )

@@ -1,7 +1,4 @@
-import os
 import re
-import subprocess
-import sys
 import textwrap
 
 import keras
@@ -622,7 +619,6 @@ def test_trained_under_mixed_precision_saved_and_loaded_it_is_the_same(tmp_path)
 
 
 def test_on_jax_without_tensorflow_it_gives_the_same_model():
-    pytest.importorskip("jax")
     code = """
         import keras, numpy as np
         from keras import layers
@@ -642,15 +638,9 @@ def test_on_jax_without_tensorflow_it_gives_the_same_model():
         values += [f"{v:.4f}" for v in keras.ops.convert_to_numpy(outputs).ravel()]
         """
     code = textwrap.dedent(code)
-    result = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.modules['tensorflow'] = None\n{code}\nprint(*values)"],
-        env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    there = runs.on_jax(f"import sys; sys.modules['tensorflow'] = None\n{code}\nprint(*values)").split()
     here = {}
     exec(code, here)
     assert here["values"][:5] == ["InputLayer", "WSConv2D", "Dropout", "ExtendedBatchNormalization", "ReZeroAdd"]
-    assert result.stdout.split()[:5] == here["values"][:5], result.stderr[-3000:]
-    np.testing.assert_allclose(*(np.array(v[5:], float) for v in (result.stdout.split(), here["values"])), atol=1e-3)
+    assert there[:5] == here["values"][:5]
+    np.testing.assert_allclose(*(np.array(v[5:], float) for v in (there, here["values"])), atol=1e-3)

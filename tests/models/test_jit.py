@@ -72,7 +72,7 @@ def both(network, replicas, **kwargs):
     ("network", "replicas"),
     [
         *[(network, 1) for network in (with_state, functional, Subclassed, OwnStep)],
-        *[(with_state, 2), runs.slow(functional, 2), runs.slow(Subclassed, 2), (OwnStep, 2)],
+        *[(with_state, 2), runs.slow(functional, 2), runs.slow(Subclassed, 2), runs.slow(OwnStep, 2)],
     ],
 )
 def test_training_is_the_same(network, replicas):
@@ -107,7 +107,7 @@ def test_mixed_precision(mixed_precision, replicas):
     runs.assert_same_weights(train(network), train(lambda: kt.jit(network())), runs.tolerance(mixed_precision))
 
 
-@pytest.mark.parametrize("replicas", [runs.slow(1), 2])
+@pytest.mark.parametrize("replicas", [1, runs.slow(2)])
 def test_several_steps_an_execution_and_metrics(replicas):
     plain, jitted = (
         runs.train(sgd, network=n, replicas=replicas, steps_per_execution=3, metrics=["accuracy"])
@@ -278,7 +278,7 @@ def test_the_step_is_traced_once_for_a_shape():
     assert len(traces) == before
 
 
-@pytest.mark.parametrize("replicas", [runs.slow(1), 2])
+@pytest.mark.parametrize("replicas", [1, runs.slow(2)])
 def test_a_smaller_last_batch_trains_evaluates_and_predicts_without_more_traces(replicas):
     traces = []
 

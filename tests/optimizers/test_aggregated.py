@@ -15,7 +15,9 @@ def test_every_private_hook_of_keras_is_where_it_was():
     assert not missing, f"Keras {keras.__version__} has moved {missing}; optimizers/_aggregated.py needs them"
 
 
-@pytest.mark.parametrize("clip", [{"clipnorm": 0.05}, {"global_clipnorm": 0.05}, {"clipvalue": 0.003}], ids=str)
+@pytest.mark.parametrize(
+    "clip", [{"clipnorm": 0.05}, {"global_clipnorm": 0.05}, runs.slow({"clipvalue": 0.003})], ids=str
+)
 def test_clipping_on_two_replicas_is_clipping_on_one_device(clip):
     # Both clip; stock Keras differs here by up to 40 % of the update.
     one, two = (runs.train(lambda: kt.LAMB(0.05, epsilon=0.1, **clip), replicas=n) for n in (1, 2))
@@ -26,7 +28,7 @@ def test_clipping_on_two_replicas_is_clipping_on_one_device(clip):
 
 @pytest.mark.parametrize(
     ("mode", "replicas"),
-    [("eager", 1), ("graph", 2), ("xla", 1), ("xla", 2), runs.slow("eager", 2), runs.slow("graph", 1)],
+    [("eager", 1), ("graph", 2), ("xla", 2), runs.slow("eager", 2), runs.slow("graph", 1), runs.slow("xla", 1)],
 )
 def test_accumulating_small_batches_equals_the_large_batch(mode, replicas):
     large = runs.train(lambda: kt.LAMB(0.05, global_clipnorm=0.1), batch=16)
@@ -60,6 +62,7 @@ def test_averages_move_once_an_optimizer_step_whatever_the_accumulation():
     runs.assert_same_weights(large, small, 5e-5)  # fit ends by putting the averages in place
 
 
+@pytest.mark.parametrize("replicas", [runs.slow(1), 2])
 def test_averages_overwrite_the_weights_on_their_beat(replicas):
     optimizer = lambda **kw: kt.LAMB(0.05, use_ema=True, ema_momentum=0.7, ema_overwrite_frequency=2, **kw)  # noqa: E731
     large = runs.train(optimizer, batch=16)
