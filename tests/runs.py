@@ -1,6 +1,7 @@
 """One small training run under given conditions: what most contract tests compare."""
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -26,6 +27,11 @@ def strategy_of(replicas):
 def slow(*parameters):
     """Parameters of a test that only `make test-all` tries."""
     return pytest.param(*parameters, marks=pytest.mark.slow)
+
+
+def conditions(*quick):
+    """Every mode on one device and on two as parameters (mode, replicas), slow but for these."""
+    return [c if c in quick else slow(*c) for c in itertools.product(("eager", "graph", "xla"), (1, 2))]
 
 
 # They differ only in a rule or a shape from another of their kind: what takes seconds to compile is slow for them.

@@ -105,9 +105,9 @@ def test_exported_for_small_devices_it_computes_the_same(trick_of_each_kind, tmp
     np.testing.assert_allclose(computed, model(x[:1]), rtol=1e-5, atol=1e-5)
 
 
-def test_saved_loaded_and_continued_equals_uninterrupted(trick, tmp_path):
-    x, y = data_of(trick)
-    run = runs.train(kt.LAMB, network=network_of(trick), data=(x, y), epochs=1)
+def test_saved_loaded_and_continued_equals_uninterrupted(trick_of_each_kind, tmp_path):
+    x, y = data_of(trick_of_each_kind)
+    run = runs.train(kt.LAMB, network=network_of(trick_of_each_kind), data=(x, y), epochs=1)
     run.model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
     np.testing.assert_array_equal(loaded(x), run.model(x))

@@ -108,12 +108,12 @@ def test_accumulation_with_everything_equals_the_large_batch(make_of_each_kind):
 
 def on_replicas():
     for t in OPTIMIZERS:
-        yield from ([(t.make, 1), runs.slow(t.make, 2)] if t.object in runs.ALIKE else [(t.make, 2)])
+        yield from ([(t, 1), runs.slow(t, 2)] if t.object in runs.ALIKE else [(t, 2)])
 
 
-@pytest.mark.parametrize(("make", "replicas"), [*on_replicas()])
-def test_saved_loaded_and_continued_equals_uninterrupted(make, replicas, tmp_path):
-    run = runs.train(lambda: make(gradient_accumulation_steps=3, use_ema=True), replicas=replicas, epochs=1)
+@pytest.mark.parametrize(("trick", "replicas"), [*on_replicas()], ids=lambda x: getattr(x, "name", x))
+def test_saved_loaded_and_continued_equals_uninterrupted(trick, replicas, tmp_path):
+    run = runs.train(lambda: trick.make(gradient_accumulation_steps=3, use_ema=True), replicas=replicas, epochs=1)
     # Four batches, windows of three: saved in the middle of a window.
     run.model.save(tmp_path / "m.keras")
     with runs.strategy_of(replicas).scope():

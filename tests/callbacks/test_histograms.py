@@ -82,10 +82,7 @@ def expected(batch=8):
     return gradients, [np.array(output) for output in outputs]
 
 
-@pytest.mark.parametrize(
-    ("mode", "replicas"),
-    [("eager", 1), ("graph", 2), ("xla", 1), ("xla", 2), runs.slow("eager", 2), runs.slow("graph", 1)],
-)
+@pytest.mark.parametrize(("mode", "replicas"), runs.conditions(("eager", 1), ("graph", 2), ("xla", 2)))
 def test_gradients_and_outputs_are_those_of_the_step(mode, replicas):
     histograms, _ = run_with(mode, replicas, options={"what": ("gradients", "activations")})
     records = [r for r in histograms.history if r["step"] == 1]

@@ -100,6 +100,7 @@ def normalized(batch_normalization=keras.layers.BatchNormalization):
     )
 
 
+@pytest.mark.parametrize("replicas", [1, runs.slow(2)])
 def test_training_goes_on_bit_for_bit_as_without_it(replicas):
     x, y = runs.images()
 

@@ -26,10 +26,7 @@ def test_clipping_on_two_replicas_is_clipping_on_one_device(clip):
     assert max(np.abs(a - b).max() for a, b in zip(one.weights, unclipped.weights, strict=True)) > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("mode", "replicas"),
-    [("eager", 1), ("graph", 2), ("xla", 2), runs.slow("eager", 2), runs.slow("graph", 1), runs.slow("xla", 1)],
-)
+@pytest.mark.parametrize(("mode", "replicas"), runs.conditions(("eager", 1), ("graph", 2), ("xla", 2)))
 def test_accumulating_small_batches_equals_the_large_batch(mode, replicas):
     large = runs.train(lambda: kt.LAMB(0.05, global_clipnorm=0.1), batch=16)
     small = runs.train(

@@ -87,7 +87,7 @@ def test_low_precision_variables_move_and_stay_finite(dtype):
     ("options", "xla", "replicas"),
     [
         ({}, False, 1),
-        ({"clipnorm": 0.5}, True, 1),
+        runs.slow({"clipnorm": 0.5}, True, 1),
         runs.slow({"clipnorm": 0.5}, False, 2),
         ({"global_clipnorm": 0.5, "gradient_accumulation_steps": 2}, False, 1),
         ({"global_clipnorm": 0.5, "gradient_accumulation_steps": 2}, True, 2),

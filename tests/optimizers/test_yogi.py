@@ -32,13 +32,13 @@ def test_trajectory_of_dive_into_deep_learning():
 
 
 def test_the_second_moment_forgets_a_burst_slower_than_adam():
-    gradients = [[100.0]] + [[0.1]] * 2000
+    gradients = [[100.0]] + [[0.1]] * 1000
     w = np.array([0.0])
     yogi = runs.steps(kt.Yogi(0.01, beta_1=0.0), w, gradients)
     expected = reference.yogi(w, gradients, 0.01, beta_1=0.0)
     np.testing.assert_allclose(yogi, expected, rtol=1e-6)
-    v_of_adam = 10.0 * 0.999**2000  # (1 - beta_2) 100² = 10 decays to 1.35; Yogi's loses 1e-5 a step
-    assert abs(yogi[0]) < 0.01 * 2000 * 0.1 / np.sqrt(v_of_adam)
+    v_of_adam = 10.0 * 0.999**1000  # (1 - beta_2) 100² = 10 decays to 3.7; Yogi's loses 1e-5 a step
+    assert abs(yogi[0]) < 0.7 * 0.01 * 1000 * 0.1 / np.sqrt(v_of_adam)
 
 
 def test_zero_gradients_do_not_move():

@@ -51,6 +51,7 @@ def test_config_round_trip(scale_fn):
     assert [float(same(t)) for t in range(9)] == [float(schedule(t)) for t in range(9)]
 
 
+@pytest.mark.parametrize(("mode", "replicas"), runs.conditions(("eager", 1), ("graph", 2)))
 def test_drives_an_optimizer_by_optimizer_steps_in_a_compiled_fit(mode, replicas):
     schedule = kt.schedules.CyclicalLearningRate(0.001, 0.1, 3)
     run = runs.train(lambda: kt.LAMB(schedule, gradient_accumulation_steps=2), mode, replicas, batch=4, epochs=1)
