@@ -70,8 +70,9 @@ def test_rate_and_momentum_move_at_every_step(mode, replicas, momentum, steps_pe
     ],
     ids=["Adam", "RMSprop", "Nesterov", "LAMB", "loss-scaled", "accumulating"],
 )
-def test_momentum_really_moves_in_every_optimizer(optimizer):
-    still, moving = (runs.train(optimizer, callbacks=[cycle(m)]) for m in ((0.9, 0.9), (0.9, 0.1)))
+@pytest.mark.parametrize("replicas", [1, runs.slow(2)])
+def test_momentum_really_moves_in_every_optimizer(optimizer, replicas):
+    still, moving = (runs.train(optimizer, replicas=replicas, callbacks=[cycle(m)]) for m in ((0.9, 0.9), (0.9, 0.1)))
     assert max(np.abs(a - b).max() for a, b in zip(still.weights, moving.weights, strict=True)) > 1e-4
 
 
