@@ -38,7 +38,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("shape", [(5,), (3, 4), (20, 30), (3, 3, 6, 8)], ids=str)
+@pytest.mark.parametrize("shape", [(5,), runs.slow((3, 4)), (20, 30), (3, 3, 6, 8)], ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_several_steps_equal_optax(case, shape):
     ours, theirs = (make() for make in CASES[case])
