@@ -18,11 +18,11 @@ STEPS = range(11)  # beyond the end of those that have one
 TRAINED = [t for t in TRICKS if t.kind == "callback" or t.object is kt.schedules.CyclicalLearningRate]
 
 
-# Histograms compile for long, and have such tests of their own; early stopping does nothing within a step.
-@pytest.fixture(
-    params=runs.slow_where((kt.callbacks.Histograms, kt.callbacks.EarlyStopping).__contains__, TRAINED),
-    ids=lambda t: t.name,
-)
+# Histograms compile for long, and have such tests of their own; the others do nothing within a step.
+SLOW = (kt.callbacks.Histograms, kt.callbacks.EarlyStopping, kt.callbacks.SnapshotEnsemble)
+
+
+@pytest.fixture(params=runs.slow_where(SLOW.__contains__, TRAINED), ids=lambda t: t.name)
 def trick(request):
     return request.param
 
