@@ -403,7 +403,4 @@ def check_on_jax():
 
 @pytest.mark.slow  # the contract on JAX trains with it too
 def test_on_jax():
-    from tests.test_jax_backend import on_jax
-
-    result = on_jax("-c", "from tests.layers import test_recompute as t; t.check_on_jax()")
-    assert result.returncode == 0, result.stderr[-3000:]
+    runs.on_jax("from tests.layers import test_recompute as t; t.check_on_jax()")
