@@ -1,5 +1,6 @@
 import inspect
 import pathlib
+import re
 
 import pytest
 
@@ -85,6 +86,19 @@ def test_the_tables_of_tricks_are_up_to_date(page, prefix):
     text = (ROOT / page).read_text(encoding="utf-8")
     table = text.split("<!-- tricks: begin -->\n")[1].split("<!-- tricks: end -->")[0]
     assert table.strip() == catalog.markdown_table(prefix).strip(), "run `make tables`"
+
+
+def test_every_link_within_the_pages_leads_somewhere():
+    pages = [ROOT / "README.md", *(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts)]
+    assert len(pages) > 50
+    for page in pages:
+        for name, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text(encoding="utf-8")):
+            target = page.parent / name if name else page
+            assert target.exists(), f"{page.name}: {name}"
+            if anchor:
+                headings = re.findall(r"^#+ (.*)", target.read_text(encoding="utf-8"), flags=re.M)
+                slugs = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+                assert anchor in slugs, f"{page.name}: {name}#{anchor}"
 
 
 def test_no_module_but_one_touches_what_keras_keeps_private():
