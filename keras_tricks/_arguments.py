@@ -2,29 +2,36 @@
 
 import math
 import numbers
+import operator
+
+import numpy as np
 
 
-def check_number(name, value, at_least=None, above=None, below=None, at_most=None, finite=False, hint=""):
-    """Returns `value` if it is a real number within the bounds; raises TypeError or ValueError otherwise."""
+def check_number(name, value, at_least=None, above=None, below=None, at_most=None, finite=True, hint=""):
+    """Returns `value` as a plain float, which a config can hold, if it is a real number within the bounds.
+
+    It must be finite, unless `finite=False`, and keep to its bounds in float32 too, in which models compute: 1e-320 is
+    not above 0 there. Raises TypeError or ValueError otherwise.
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` must be a number. Received: {name}={value!r} ({type(value).__name__})")
     bounds = [
-        (at_least, f"at least {at_least}", lambda: value >= at_least),
-        (above, f"greater than {above}", lambda: value > above),
-        (below, f"less than {below}", lambda: value < below),
-        (at_most, f"at most {at_most}", lambda: value <= at_most),
-        (finite or None, "finite", lambda: math.isfinite(value)),
+        (at_least, f"at least {at_least}", operator.ge),
+        (above, f"greater than {above}", operator.gt),
+        (below, f"less than {below}", operator.lt),
+        (at_most, f"at most {at_most}", operator.le),
+        (0 if finite else None, "finite", lambda x, _: math.isfinite(x)),
     ]
-    bounds = [(words, holds) for limit, words, holds in bounds if limit is not None]
-    if value != value or not all(holds() for _, holds in bounds):
-        wanted = " and ".join(words for words, _ in bounds) or "a number"
-        raise ValueError(f"`{name}` must be {wanted}. Received: {name}={value}.{hint}")
-    return value
-
-
-def check_finite_number(name, value, **bounds):
-    """The same for a number that must be finite; returns a plain float, which a config can hold."""
-    return float(check_number(name, value, finite=True, **bounds))
+    bounds = [(limit, words, holds) for limit, words, holds in bounds if limit is not None]
+    for dtype in (np.float64, np.float32):
+        with np.errstate(over="ignore", under="ignore"):
+            rounded = dtype(value)
+            valid = rounded == rounded and all(holds(rounded, dtype(limit)) for limit, _, holds in bounds)
+        if not valid:
+            wanted = " and ".join(words for _, words, _ in bounds) or "a number"
+            received = f"{name}={value}" + (f", which is {rounded} in float32" if dtype is np.float32 else "")
+            raise ValueError(f"`{name}` must be {wanted}. Received: {received}.{hint}")
+    return float(value)
 
 
 def check_count(name, value, at_least=1):

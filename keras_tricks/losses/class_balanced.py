@@ -95,7 +95,7 @@ class ClassBalanced(ClassCountsLoss):
 
 
 def check_beta(beta):
-    return float(check_number("beta", beta, at_least=0, at_most=1))
+    return check_number("beta", beta, at_least=0, at_most=1)
 
 
 def class_balanced_weights(class_counts, beta):

@@ -69,7 +69,7 @@ class SparseFocal(ClassLoss):
 
 
 def check_gamma(gamma):
-    return float(check_number("gamma", gamma, at_least=0, finite=True))
+    return check_number("gamma", gamma, at_least=0)
 
 
 def focal_loss(targets, logits, gamma, alpha=None):

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_tricks._arguments import check_finite_number
+from keras_tricks._arguments import check_number
 from keras_tricks.losses._class_loss import ClassCountsLoss
 
 
@@ -59,8 +59,8 @@ class LabelAwareSmoothing(ClassCountsLoss):
         reduction="sum_over_batch_size",
         name="label_aware_smoothing",
     ):
-        self.smooth_head = check_finite_number("smooth_head", smooth_head, at_least=0, at_most=1)
-        self.smooth_tail = check_finite_number("smooth_tail", smooth_tail, at_least=0, at_most=self.smooth_head)
+        self.smooth_head = check_number("smooth_head", smooth_head, at_least=0, at_most=1)
+        self.smooth_tail = check_number("smooth_tail", smooth_tail, at_least=0, at_most=self.smooth_head)
         super().__init__(class_counts, from_logits, reduction, name)
 
     @property

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_tricks._arguments import check_finite_number
+from keras_tricks._arguments import check_number
 from keras_tricks.losses._class_loss import ClassCountsLoss
 
 
@@ -59,8 +59,8 @@ class LDAM(ClassCountsLoss):
         reduction="sum_over_batch_size",
         name="ldam",
     ):
-        self.max_margin = check_finite_number("max_margin", max_margin, at_least=0)
-        self.scale = check_finite_number("scale", scale, above=0)
+        self.max_margin = check_number("max_margin", max_margin, at_least=0)
+        self.scale = check_number("scale", scale, above=0)
         super().__init__(class_counts, from_logits, reduction, name)
 
     @property

@@ -9,7 +9,7 @@ same for a model that is trained already: `models.adjust_logits`.
 import keras
 from keras import ops
 
-from keras_tricks._arguments import check_finite_number
+from keras_tricks._arguments import check_number
 from keras_tricks._class_counts import log_priors
 from keras_tricks.losses._class_loss import ClassCountsLoss
 
@@ -47,7 +47,7 @@ class LogitAdjusted(ClassCountsLoss):
     """
 
     def __init__(self, class_counts, tau=1.0, from_logits=True, reduction="sum_over_batch_size", name="logit_adjusted"):
-        self.tau = check_finite_number("tau", tau, at_least=0)
+        self.tau = check_number("tau", tau, at_least=0)
         super().__init__(class_counts, from_logits, reduction, name)
 
     def losses(self, targets, logits):

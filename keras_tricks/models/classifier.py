@@ -20,7 +20,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_tricks._arguments import check_count, check_finite_number
+from keras_tricks._arguments import check_count, check_number
 from keras_tricks._class_counts import as_class_counts, log_priors
 from keras_tricks._masks import mask_of
 from keras_tricks._strategy import scope_of
@@ -87,7 +87,7 @@ def adjust_logits(model, class_counts, tau=1.0):
         "Long-tail learning via logit adjustment", 2021, arXiv:2007.07314.
     """
     require_graph("adjust_logits", model, _INSTEAD)
-    tau = check_finite_number("tau", tau, at_least=0)
+    tau = check_number("tau", tau, at_least=0)
     _check_output("adjust_logits", model)
     for loss in keras.tree.flatten(model.loss) if model.compiled else ():
         if isinstance(loss, BalancedSoftmax | LogitAdjusted):
@@ -152,7 +152,7 @@ def tau_normalize(layer, tau=1.0):
     """
     if not isinstance(layer, keras.Layer):
         raise TypeError(f"`tau_normalize` expects a built Dense layer, or a keras.Model. Received: {layer!r}")
-    tau = check_finite_number("tau", tau, at_least=0)
+    tau = check_number("tau", tau, at_least=0)
     if isinstance(layer, keras.Model):
         found = _find("tau_normalize", layer, None)
         _require_linear("tau_normalize", found.layer)

@@ -142,7 +142,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
     def __init__(self, learning_rate, exclude_from_weight_decay=None, jit_compile="auto", **kwargs):
         _check_keywords(type(self).__name__, kwargs)
         if isinstance(learning_rate, numbers.Real) and not isinstance(learning_rate, bool):
-            learning_rate = float(check_number("learning_rate", learning_rate, at_least=0))
+            learning_rate = check_number("learning_rate", learning_rate, at_least=0)
         if kwargs.get("gradient_accumulation_steps") == 1:  # Keras refuses 1, although it only means "do not".
             kwargs["gradient_accumulation_steps"] = None
         if jit_compile != "auto":

@@ -11,7 +11,7 @@ import math
 import keras
 from keras import ops
 
-from keras_tricks._arguments import check_finite_number
+from keras_tricks._arguments import check_number
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
@@ -43,9 +43,9 @@ class Factor(keras.optimizers.schedules.LearningRateSchedule):
 
     def __init__(self, initial_learning_rate, factor, floor=0.0, name="Factor"):
         super().__init__()
-        self.initial_learning_rate = check_finite_number("initial_learning_rate", initial_learning_rate, at_least=0)
-        self.factor = check_finite_number("factor", factor, above=0, at_most=1, hint=" To divide by n, give 1/n.")
-        self.floor = check_finite_number("floor", floor, at_least=0)
+        self.initial_learning_rate = check_number("initial_learning_rate", initial_learning_rate, at_least=0)
+        self.factor = check_number("factor", factor, above=0, at_most=1, hint=" To divide by n, give 1/n.")
+        self.floor = check_number("floor", floor, at_least=0)
         if self.floor > self.initial_learning_rate:
             raise ValueError(
                 "`floor` must be at most `initial_learning_rate`, or the rate never moves. Received: "

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_tricks._arguments import check_count, check_finite_number
+from keras_tricks._arguments import check_count, check_number
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
@@ -42,8 +42,8 @@ class MultiFactor(keras.optimizers.schedules.LearningRateSchedule):
 
     def __init__(self, initial_learning_rate, factor, milestones, name="MultiFactor"):
         super().__init__()
-        self.initial_learning_rate = check_finite_number("initial_learning_rate", initial_learning_rate, at_least=0)
-        self.factor = check_finite_number("factor", factor, above=0, at_most=1, hint=" To divide by n, give 1/n.")
+        self.initial_learning_rate = check_number("initial_learning_rate", initial_learning_rate, at_least=0)
+        self.factor = check_number("factor", factor, above=0, at_most=1, hint=" To divide by n, give 1/n.")
         if isinstance(milestones, str) or not np.iterable(milestones):
             raise TypeError(f"`milestones` must be a list of steps. Received: milestones={milestones!r}")
         self.milestones = [check_count("milestones", m, at_least=0) for m in milestones]

@@ -14,7 +14,7 @@ import math
 import keras
 from keras import ops
 
-from keras_tricks._arguments import check_count, check_finite_number
+from keras_tricks._arguments import check_count, check_number
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
@@ -72,11 +72,11 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
         name="OneCycle",
     ):
         super().__init__()
-        self.max_learning_rate = check_finite_number("max_learning_rate", max_learning_rate, above=0)
+        self.max_learning_rate = check_number("max_learning_rate", max_learning_rate, above=0)
         self.total_steps = check_count("total_steps", total_steps)
-        self.pct_start = check_finite_number("pct_start", pct_start, at_least=0, at_most=1)
-        self.div_factor = check_finite_number("div_factor", div_factor, above=0)
-        self.final_div_factor = check_finite_number("final_div_factor", final_div_factor, above=0)
+        self.pct_start = check_number("pct_start", pct_start, at_least=0, at_most=1)
+        self.div_factor = check_number("div_factor", div_factor, above=0)
+        self.final_div_factor = check_number("final_div_factor", final_div_factor, above=0)
         if anneal_strategy not in ("cos", "linear"):
             raise ValueError(
                 f"`anneal_strategy` must be 'cos' or 'linear'. Received: anneal_strategy={anneal_strategy!r}"
@@ -125,7 +125,7 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
         Raises:
             ValueError: Unless 0 < low <= high < 1.
         """
-        high, low = check_finite_number("high", high), check_finite_number("low", low)
+        high, low = check_number("high", high), check_number("low", low)
         if not 0 < low <= high < 1:
             raise ValueError(f"Momentum needs 0 < low <= high < 1. Received: high={high}, low={low}")
         start = low / high  # of the "peak", which is the lowest point here, to the value at the start

@@ -7,7 +7,7 @@ Goyal et al., 2017, arXiv:1706.02677 (linear, SGD with momentum); You et al., 20
 
 import math
 
-from keras_tricks._arguments import check_count, check_finite_number
+from keras_tricks._arguments import check_count, check_number
 
 
 def scale_learning_rate(base, batch_size, base_batch_size, rule="linear"):
@@ -38,7 +38,7 @@ def scale_learning_rate(base, batch_size, base_batch_size, rule="linear"):
         Priya Goyal, Piotr Dollár, Ross Girshick, Pieter Noordhuis, Lukasz Wesolowski, Aapo Kyrola, Andrew Tulloch,
         Yangqing Jia, Kaiming He, "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017, arXiv:1706.02677.
     """
-    base = check_finite_number("base", base, above=0)
+    base = check_number("base", base, above=0)
     ratio = check_count("batch_size", batch_size) / check_count("base_batch_size", base_batch_size)
     if rule not in ("linear", "sqrt"):
         raise ValueError(f"`rule` must be 'linear' or 'sqrt'. Received: rule={rule!r}")

@@ -8,7 +8,7 @@ Zhang et al., 2021, arXiv:2106.11342, section 12.11.
 import keras
 from keras import ops
 
-from keras_tricks._arguments import check_finite_number
+from keras_tricks._arguments import check_number
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
@@ -38,7 +38,7 @@ class SquareRoot(keras.optimizers.schedules.LearningRateSchedule):
 
     def __init__(self, initial_learning_rate, name="SquareRoot"):
         super().__init__()
-        self.initial_learning_rate = check_finite_number("initial_learning_rate", initial_learning_rate, at_least=0)
+        self.initial_learning_rate = check_number("initial_learning_rate", initial_learning_rate, at_least=0)
         self.name = name
 
     def __call__(self, step):

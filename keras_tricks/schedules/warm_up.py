@@ -11,7 +11,7 @@ import numbers
 import keras
 from keras import ops
 
-from keras_tricks._arguments import check_count, check_finite_number
+from keras_tricks._arguments import check_count, check_number
 
 LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
 
@@ -48,7 +48,7 @@ class WarmUp(LearningRateSchedule):
     def __init__(self, schedule_or_float, warmup_steps, power=1.0, initial_learning_rate=0.0, name="WarmUp"):
         super().__init__()
         if isinstance(schedule_or_float, numbers.Real):
-            schedule_or_float = check_finite_number("schedule_or_float", schedule_or_float, at_least=0)
+            schedule_or_float = check_number("schedule_or_float", schedule_or_float, at_least=0)
         elif not isinstance(schedule_or_float, LearningRateSchedule):
             raise TypeError(
                 "`schedule_or_float` must be a number or a keras LearningRateSchedule. Received: "
@@ -56,8 +56,8 @@ class WarmUp(LearningRateSchedule):
             )
         self.schedule_or_float = schedule_or_float
         self.warmup_steps = check_count("warmup_steps", warmup_steps, at_least=0)
-        self.power = check_finite_number("power", power, above=0)
-        self.initial_learning_rate = check_finite_number("initial_learning_rate", initial_learning_rate, at_least=0)
+        self.power = check_number("power", power, above=0)
+        self.initial_learning_rate = check_number("initial_learning_rate", initial_learning_rate, at_least=0)
         self.name = name
 
     def __call__(self, step):
