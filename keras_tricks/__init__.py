@@ -7,9 +7,20 @@
 try:
     import keras as _keras  # noqa: F401
 except ImportError as _error:  # Keras is installed, but what it runs on is not.
+    import importlib.util as _importlib_util
+    import os as _os
+
+    _tried = _os.environ.get("KERAS_BACKEND") or "tensorflow"
+    _installed = [name for name in ("tensorflow", "jax") if name != _tried and _importlib_util.find_spec(name)]
     raise ImportError(
-        f"keras_tricks needs a backend for Keras, and importing Keras failed ({_error}). Install one of:\n"
-        "  pip install 'keras_tricks[cpu]'          # TensorFlow for CPUs, half the download\n"
+        f"keras_tricks needs a backend for Keras, and importing Keras failed ({_error}). "
+        + (
+            f"Keras tried {_tried}, but {_installed[0]} is installed. Set KERAS_BACKEND={_installed[0]} before Python "
+            "starts, or install one of:\n"
+            if _installed
+            else "Install one of:\n"
+        )
+        + "  pip install 'keras_tricks[cpu]'          # TensorFlow for CPUs, half the download\n"
         "  pip install 'keras_tricks[gpu]'          # TensorFlow with CUDA\n"
         "  pip install 'keras_tricks[tensorflow]'   # TensorFlow as its makers package it\n"
         "  pip install 'keras_tricks[jax]'          # JAX; set KERAS_BACKEND=jax"

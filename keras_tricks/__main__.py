@@ -3,14 +3,17 @@
 import argparse
 import importlib.metadata
 import inspect
+import itertools
 import os
 import sys
+import textwrap
 
 
 def main(arguments=None):
     """Runs one command; returns the exit status."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     parser = argparse.ArgumentParser(prog="python -m keras_tricks", description="Training tricks for Keras 3.")
+    parser.add_argument("--version", action="version", version=f"keras_tricks {_version('keras_tricks')}")
     commands = parser.add_subparsers(dest="command", required=True)
     table = commands.add_parser("list", help="all tricks, a line each")
     table.add_argument("--markdown", metavar="PREFIX", help="as a Markdown table, with links to PREFIX<stem>.md")
@@ -31,17 +34,30 @@ def _list(link_prefix):
     if link_prefix is not None:
         print(catalog.markdown_table(link_prefix), end="")
         return 0
+    if sys.stdout.isatty():
+        _print_table(catalog.TRICKS)
+        return 0
+    # For grep, awk and files: one line per trick, whatever the width, and no colours.
+    names, kinds = ([getattr(trick, column) for trick in catalog.TRICKS] for column in ("name", "kind"))
+    for trick in catalog.TRICKS:
+        print(f"{trick.name:{max(map(len, names))}}  {trick.kind:{max(map(len, kinds))}}  {trick.line}")
+    return 0
+
+
+def _print_table(tricks):
     import rich.box
     import rich.console
     import rich.table
 
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-    for heading in ("trick", "kind", "what it does"):
-        table.add_column(heading, no_wrap=heading != "what it does")
-    for trick in catalog.TRICKS:
-        table.add_row(trick.name, trick.kind, trick.line)
+    table.add_column("trick", no_wrap=True)
+    table.add_column("what it does")
+    for kind, group in itertools.groupby(tricks, key=lambda trick: trick.kind):
+        table.add_section()
+        table.add_row("", kind, style="italic")
+        for trick in group:
+            table.add_row(trick.name, trick.line)
     rich.console.Console().print(table)
-    return 0
 
 
 def _show(name):
@@ -87,10 +103,7 @@ def _env():
     if keras.backend.backend() == "tensorflow":
         _tensorflow_env()
     else:
-        print(
-            "\nOn this backend: optimizers, schedules, layers and CyclicLR. jit, data, distribute and Histograms need"
-        )
-        print("TensorFlow (KERAS_BACKEND=tensorflow).")
+        _other_env(keras.backend.backend())
     return 0
 
 
@@ -113,8 +126,8 @@ def _tensorflow_env():
     for precision in ("float32", "bfloat16", "float16"):
         for xla in (False, True):
             program = tf.function(lambda x: tf.linalg.matmul(x, x), jit_compile=xla)
-            try:
-                program(tf.ones((8, 8), precision))
+            try:  # traced by itself: TensorFlow warns about functions that are made and called in a loop
+                program.get_concrete_function(tf.TensorSpec((8, 8), precision))(tf.ones((8, 8), precision))
                 answer = "yes"
             except tf.errors.OpError as error:
                 answer = f"no ({str(error).splitlines()[0]})"
@@ -122,5 +135,23 @@ def _tensorflow_env():
     print(f"  replicas            up to {len(gpus)} GPUs" if gpus else "  replicas            logical CPU devices")
 
 
+def _other_env(backend):
+    """What runs on a backend other than TensorFlow, as the catalogue has it."""
+    from keras_tricks import catalog
+
+    if backend == "jax":
+        import jax
+
+        print(f"\nDevices: {', '.join(map(str, jax.devices()))}, {os.cpu_count()} CPU cores")
+    without = [trick.name for trick in catalog.TRICKS if backend not in trick.backends]
+    if len(without) == len(catalog.TRICKS):
+        print(f"\nNothing here is tested on {backend}: set KERAS_BACKEND=tensorflow or KERAS_BACKEND=jax.")
+        return
+    print(f"\n{len(catalog.TRICKS) - len(without)} of {len(catalog.TRICKS)} tricks run on {backend}.")
+    print("These need KERAS_BACKEND=tensorflow:")
+    print(textwrap.fill(", ".join(without), width=86, initial_indent="  ", subsequent_indent="  "))
+
+
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # formulas have characters that not every terminal's encoding has
     sys.exit(main())

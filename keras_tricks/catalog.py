@@ -6,6 +6,7 @@ trick that is registered here is listed, documented and tested.
 
 import collections.abc
 import dataclasses
+import re
 
 import keras
 
@@ -648,8 +649,12 @@ def find(name):
     import difflib
 
     names = {n.lower(): t.name for t in TRICKS for n in (t.name, t.name.rsplit(".", 1)[-1], t.stem)}
-    close = dict.fromkeys(names[n] for n in difflib.get_close_matches(wanted, names, n=3, cutoff=0.4))
-    hint = f"Did you mean {' or '.join(close)}?" if close else "`python -m keras_tricks list` shows all."
+    # Names that contain the letters that were typed, without their separators; else what is spelt alike.
+    letters = re.sub(r"[^a-z0-9]", "", wanted)
+    found = [n for n in names if letters and letters in re.sub(r"[^a-z0-9]", "", n)]
+    close = dict.fromkeys(names[n] for n in found or difflib.get_close_matches(wanted, names, n=3, cutoff=0.4))
+    *first, last = close or [""]
+    hint = f"Did you mean {', '.join(first)}{' or ' * bool(first)}{last}?" if close else "`python -m keras_tricks list` shows all."
     raise KeyError(f"There is no trick called {name!r}. {hint}")
 
 
