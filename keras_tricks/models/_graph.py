@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_tricks.layers.recompute import Recompute
 from keras_tricks.layers.rezero import ReZero
+from keras_tricks.models._segment import Segment, input_arguments
 
 # What a model is made of
 
@@ -38,7 +39,7 @@ def opens(layer):
     """Whether the copy of a layer can be put together from copies of the layers inside it."""
     if isinstance(layer, keras.Model):
         return is_graph(layer) and builds_as_keras_does(layer)
-    return type(layer) in (keras.layers.TimeDistributed, ReZero, Recompute)
+    return type(layer) in (keras.layers.TimeDistributed, ReZero, Recompute, Segment)
 
 
 def is_graph(model):
@@ -51,15 +52,15 @@ def require_graph(name, model, instead):
     """Raises unless `model` is a built Functional or Sequential model; `instead` says what to do with another."""
     if not isinstance(model, keras.Model):
         raise TypeError(f"`{name}` expects a keras.Model. Received: {model!r}")
-    if not model.built or (isinstance(model, keras.Sequential) and not is_graph(model)):
-        raise ValueError(
-            f"`{name}`: model {model.name!r} is not built, so its layers have no weights yet. Begin it with "
-            "keras.Input(shape), and train or load it."
-        )
-    if not is_graph(model):
+    if not isinstance(model, keras.Sequential) and not is_functional(model):
         raise ValueError(
             f"`{name}`: {type(model).__name__} {model.name!r} is a subclassed model, whose `call` is code that cannot "
             f"be read. {instead}"
+        )
+    if not model.built or not is_graph(model):
+        raise ValueError(
+            f"`{name}`: model {model.name!r} is not built, so its layers have no weights yet. Begin it with "
+            "keras.Input(shape), and train or load it."
         )
 
 
@@ -73,6 +74,8 @@ def builds_as_keras_does(model):
 
 
 def plain_functional(model):
+    if isinstance(model, keras.Sequential):
+        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     return keras.Model(model.input, model.output, name=model.name)
 
 
@@ -116,10 +119,8 @@ def trace(model):
         calls.append(Call(layer, args, kwargs, outputs, layer))
         return outputs
 
-    ends = [model.inputs[0], model.outputs[0]] if isinstance(model, keras.Sequential) else [model.input, model.output]
-    not_compiled = keras.Model(*ends, name=model.name)
-    layers = {layer.output: layer for layer in not_compiled.layers if isinstance(layer, keras.layers.InputLayer)}
-    inputs = keras.tree.map_structure(lambda x: new_input(x, layers[x]), ends[0])
+    not_compiled = plain_functional(model)
+    inputs = new_inputs(not_compiled)
     first = keras.tree.flatten(inputs)[0]
     traced = keras.models.clone_model(
         not_compiled, input_tensors=inputs, clone_function=lambda layer: layer, call_function=note
@@ -127,10 +128,15 @@ def trace(model):
     return inputs, calls, traced.output
 
 
-def new_input(tensor, layer):
-    return keras.Input(
-        batch_shape=tensor.shape, dtype=tensor.dtype, name=layer.name, sparse=tensor.sparse, optional=layer.optional
-    )
+def new_inputs(model):
+    """Inputs like those of a Functional model."""
+    layers = {id(layer.output): layer for layer in model.layers if isinstance(layer, keras.layers.InputLayer)}
+
+    def new(tensor):
+        layer = layers.get(id(tensor), tensor)
+        return keras.Input(**input_arguments(tensor), name=layer.name, optional=getattr(layer, "optional", False))
+
+    return keras.tree.map_structure(new, model.input)
 
 
 def edges_of(structure):

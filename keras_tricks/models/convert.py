@@ -25,12 +25,14 @@ from keras_tricks.models._graph import (
     carry_nothing,
     has_other_kernel,
     is_functional,
+    is_graph,
     opens,
     plain_copy,
     plain_functional,
     require_graph,
     walk,
 )
+from keras_tricks.models._segment import Segment
 
 
 def convert(model, tricks, exclude=None):
@@ -159,6 +161,8 @@ class Conversion:
             reason = f"excluded by {excluded[id(layer)]}"
         elif place.closed is not None:
             reason = f"inside {type(place.closed).__name__} {place.closed.name!r}, which `convert` does not open"
+            if isinstance(place.closed, keras.Model) and is_graph(place.closed):
+                reason += ": it has an `__init__` or `call` of its own; build on its `output`, not on a call of it"
         elif inside is not None:
             reason = f"inside {inside.name!r}, which is replaced as a whole"
         else:
@@ -212,6 +216,8 @@ class Conversion:
                 new = self._sequential(layer)
             elif isinstance(layer, keras.Model):
                 new = self._functional(layer)
+            elif isinstance(layer, Segment):
+                new = Segment.of_model(self._functional(layer.as_model()), name=layer.name)
             else:
                 config = {k: v for k, v in layer.get_config().items() if k != "layer"}
                 new, carry = type(layer)(self.copy(layer.layer), **config), _carry_around
@@ -288,6 +294,8 @@ class Conversion:
 def _times_called(models):
     """How often each Add is called, by id."""
     calls = collections.Counter()
+    for segment in {id(m): m for m in models if isinstance(m, Segment)}.values():
+        calls.update(id(segment.operations[call.operation]) for call in segment.calls)
     for model in {id(m): m for m in models if isinstance(m, keras.Model) and is_functional(m)}.values():
         adds = {layer.name: layer for layer in model.layers if type(layer) is keras.layers.Add}
         for record in plain_functional(model).get_config()["layers"] if adds else ():
@@ -332,7 +340,7 @@ def _rule(key, value):
 def _from_config_of(cls, layer):
     try:
         return cls.from_config(layer.get_config())
-    except TypeError as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise ValueError(
             f"{cls.__name__} cannot be made from the config of {type(layer).__name__} {layer.name!r}. Give a function "
             "from layer to layer instead of the class."
@@ -462,6 +470,8 @@ def _check_sharing(places):
     """What a closed layer shares with the rest could not stay shared, since it is copied from its config."""
     closed = {}
     for p in places:
+        if isinstance(p.layer, keras.layers.InputLayer):
+            continue  # it has no weights: a copy of its own does not matter
         other = closed.setdefault(id(p.layer), p.closed)
         if other is not p.closed:
             name = next(c.name for c in (p.closed, other) if c is not None)

@@ -22,10 +22,11 @@ import numpy as np
 
 from keras_tricks.layers.recompute import Recompute
 from keras_tricks.layers.rezero import ReZero, ReZeroAdd
-from keras_tricks.models._graph import Call, as_float64, described, edges_of, trace
+from keras_tricks.models._graph import Call, as_float64, described, edges_of, require_graph, trace
+from keras_tricks.models._segment import Segment
 
 
-def fuse(model, return_report=False, probe=None):
+def fuse(model, return_report=False, probe=None, dtype=None):
     """A copy of a model for deployment, in plain Keras layers that compute the same with less work.
 
     Folds `ACConv2D`, weight-standardised convolutions and dense layers, `ExtendedBatchNormalization`,
@@ -34,16 +35,19 @@ def fuse(model, return_report=False, probe=None):
     layer of its branch, or into a `Rescaling`. `Recompute` is unwrapped. Models inside of the model are fused where
     they are.
 
-    The result is a functional `keras.Model`, not compiled, with the same inputs, outputs, precision and, for the layers
-    that remain, names. Its file loads where this package is not installed. It computes what the model computes at
-    inference; to train on, keep the model itself, which is not changed. Initializers, regularizers and constraints
-    that are not Keras' own are left out.
+    The result is a functional `keras.Model`, not compiled, with the same inputs, outputs, precision (but for `dtype`)
+    and, for the layers that remain, names. Its file loads where this package is not installed. It computes what the
+    model computes at inference; to train on, keep the model itself, which is not changed. Initializers, regularizers
+    and constraints that are not Keras' own are left out.
 
     Args:
         model: A built Functional or Sequential `keras.Model`.
         return_report: Whether to return the report too. It is also `fused.fuse_report`. Print it to read it.
         probe: Inputs to compare the two models on, with a batch axis, as the model takes them. Defaults to two random
             examples: normal numbers, or 0 and 1 for integer inputs; axes of unknown size get 32.
+        dtype: A dtype policy for the fused model to compute in, such as `"float32"`: LiteRT takes no model in mixed
+            precision. Layers that do not compute in floating point, or are quantized, keep theirs. Defaults to `None`:
+            each layer keeps its policy.
 
     Returns:
         The fused model; with `return_report=True`, the pair `(fused, report)`. The report is a frozen dataclass with
@@ -53,9 +57,10 @@ def fuse(model, return_report=False, probe=None):
 
     Raises:
         TypeError: If `model` is not a `keras.Model`.
-        ValueError: If the model is not built, or a subclassed one whose graph Keras does not know; if a layer of this
-            package cannot be folded; if the model cannot run on the probe; if the outputs differ by more than five
-            times what they change when each weight is rounded in another way.
+        ValueError: If the model is not built, or a subclassed one whose graph Keras does not know; if `dtype` is no
+            policy that computes in floating point; if a layer of this package cannot be folded; if the model cannot run
+            on the probe; if the outputs differ by more than five times what they change when each weight is rounded in
+            another way.
 
     Example:
     >>> import keras, keras_tricks as kt
@@ -71,7 +76,7 @@ def fuse(model, return_report=False, probe=None):
         CNN via Asymmetric Convolution Blocks", 2019, arXiv:1908.03930.
     """
     _require_graph(model)
-    fusion = _Fusion()
+    fusion = _Fusion(None if dtype is None else _policy(dtype))
     fused = fusion.fuse(model, model.name)
     _note_what_is_not_keras(fused, fusion.kept)
     absolute, relative = _compare(model, fused, probe)
@@ -114,7 +119,8 @@ class FuseReport:
 class _Fusion:
     """What a model and the models inside of it share: a layer used in both has one copy."""
 
-    def __init__(self):
+    def __init__(self, policy=None):
+        self.policy = policy
         self.plain = {}
         self.copies = {}
         self.folded = []
@@ -138,19 +144,43 @@ class _Fusion:
             self.folded.append((described(layer), ", ".join(described(p) for p in plain)))
         return self.plain[layer]
 
+    def distributed(self, layer):
+        """The layers for a `TimeDistributed`, with what is inside in plain layers."""
+        if layer not in self.plain:
+            inner = layer.layer
+            if isinstance(inner, keras.Layer) and callable(getattr(inner, "fused", None)):
+                plain = self.plain_layers(inner)
+            else:
+                plain = [self.fuse(inner, inner.name)] if _is_graph(inner) else [inner]
+            names = [f"{layer.name}_{p.name}" for p in plain] if plain[1:] else [layer.name]
+            self.plain[layer] = (
+                [layer]
+                if plain == [inner]
+                else [keras.layers.TimeDistributed(p, name=name) for p, name in zip(plain, names, strict=True)]
+            )
+        return self.plain[layer]
+
     def copy(self, call, name):
         """A new layer for a call, the same one for each call of a shared layer; and whether it has its weights."""
         layer = call.layer
         if call.weights is not None:
-            return _folded_layer(call, name), False
+            return self.new(layer, _folded_config(call, name)), False
         nested = _is_graph(layer) and not call.training
         if _is_graph(layer) and call.training:
             self.kept.append((described(layer), "it is called with training=True, so nothing in it can be folded"))
         known = (layer, nested) in self.copies
         if not known:
-            copy = self.fuse(layer, name) if nested else _from_config(layer, {**layer.get_config(), "name": name})
+            copy = self.fuse(layer, name) if nested else self.new(layer, {**layer.get_config(), "name": name})
             self.copies[layer, nested] = copy
         return self.copies[layer, nested], known or nested
+
+    def new(self, layer, config):
+        return _from_config(layer, config if self.policy is None else _in_policy(config, self.policy))
+
+    def precision(self, layer):
+        """What a layer will compute in."""
+        policy = getattr(layer, "dtype_policy", None)
+        return layer.compute_dtype if self.policy is None or not _is_float_policy(policy) else self.policy.compute_dtype
 
 
 class _Graph:
@@ -173,6 +203,12 @@ class _Graph:
 
     def apply(self, layer, args, kwargs, like=None):
         """Adds the calls that compute `layer(*args, **kwargs)`, whose outputs have the structure of `like`."""
+        if type(layer) is keras.layers.TimeDistributed:
+            first, *others = self.fusion.distributed(layer)
+            made = self.add(first, args, kwargs, like)
+            for other in others:
+                made = self.add(other, (made,), {}, like)
+            return made
         own = isinstance(layer, ReZero | ReZeroAdd | Recompute)
         if not own and not (isinstance(layer, keras.Layer) and callable(getattr(layer, "fused", None))):
             return self.add(layer, args, kwargs, like)
@@ -198,6 +234,9 @@ class _Graph:
 
     def inside(self, layer, args, kwargs, like):
         """The calls of a wrapped layer. Those of a wrapped model take its place."""
+        if isinstance(layer, Segment):
+            layer = layer.as_model()
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
         if not _is_graph(layer) or kwargs.keys() - {"inputs"}:  # a mask, for example, is for the model as a whole
             return self.apply(layer, args, kwargs, like)
         inputs, calls, outputs = trace(layer)
@@ -227,7 +266,8 @@ class _Graph:
             alpha = call.layer in self.alphas
             if not alpha and type(call.layer) is not keras.layers.BatchNormalization:
                 continue
-            target, why_not = _target(call, producers, uses, times, _SCALE_FREELY if alpha else ())
+            through = _SCALE_FREELY if alpha else ()
+            target, why_not = _target(call, producers, uses, times, through, self.fusion.precision)
             if why_not:
                 self.fusion.kept.append((described(call.layer), why_not))
                 continue
@@ -308,7 +348,7 @@ _SCALE_FREELY = (
 )
 
 
-def _target(call, producers, uses, times, through):
+def _target(call, producers, uses, times, through, precision):
     """The call that takes up a normalisation or an alpha; if there is none, `None` and why."""
     if times[call.layer] > 1:
         return None, "it is called several times"
@@ -326,7 +366,7 @@ def _target(call, producers, uses, times, through):
             return None, f"the output of {described(layer)} is used elsewhere too"
         if times[layer] > 1:
             return None, f"{described(layer)} is called several times"
-        if layer.compute_dtype != call.layer.compute_dtype:
+        if precision(layer) != precision(call.layer):
             return None, f"it computes in {call.layer.compute_dtype}, {described(layer)} in {layer.compute_dtype}"
         if type(layer) in _LINEAR:
             break
@@ -336,12 +376,25 @@ def _target(call, producers, uses, times, through):
     if layer.quantization_mode is not None:
         return None, f"{described(layer)} is quantized"
     if isinstance(call.layer, keras.layers.BatchNormalization):
+        if _bias_would_be_elsewhere(call.layer):
+            return None, f"Keras would add the bias of {described(layer)} along the last axis, which is as long"
         rank = call.layer.input_spec.ndim
         first = getattr(layer, "data_format", None) == "channels_first"
         axis = getattr(layer, "axis", 1 if first else -1)
         if call.layer.axis % rank != axis % rank:
             return None, f"its axis is not that of the channels of {described(layer)}"
     return target, None
+
+
+def _bias_would_be_elsewhere(normalization):
+    """Whether Keras may add a bias for the channels along the last axis: on TensorFlow, if that is as long as they."""
+    shape = normalization.get_build_config()["input_shape"]
+    channels = shape[normalization.axis]
+    return (
+        keras.backend.backend() == "tensorflow"
+        and normalization.axis % len(shape) != len(shape) - 1
+        and shape[-1] in (None, channels)
+    )
 
 
 def _fold(call, target):
@@ -374,12 +427,11 @@ def _affine(layer):
     return scale, shift
 
 
-def _folded_layer(call, name):
+def _folded_config(call, name):
     linear = _LINEAR[type(call.layer)]
     # A LoRA is in the kernel already.
     config = {key: value for key, value in call.layer.get_config().items() if not key.startswith("lora_")}
-    config |= {**linear.config, linear.uses_bias: call.weights[linear.bias] is not None, "name": name}
-    return _from_config(call.layer, config)
+    return config | {**linear.config, linear.uses_bias: call.weights[linear.bias] is not None, "name": name}
 
 
 def _set_weights(layer, call):
@@ -398,6 +450,39 @@ def _set_weights(layer, call):
         a.assign(b)
     if isinstance(layer, keras.layers.Normalization):
         layer.finalize_state()
+
+
+def _policy(dtype):
+    try:
+        policy = keras.dtype_policies.get(dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`dtype` must be a dtype policy, such as 'float32'. Received: dtype={dtype!r}") from error
+    if not _is_float_policy(policy):
+        raise ValueError(f"`dtype` must be a policy that computes in floating point. Received: dtype={dtype!r}")
+    return policy
+
+
+def _is_float_policy(policy):
+    return (
+        policy is not None
+        and getattr(policy, "quantization_mode", None) is None
+        and keras.backend.is_float_dtype(policy.compute_dtype or "")
+    )
+
+
+def _in_policy(config, policy):
+    """`config` with another dtype policy, also for what is inside."""
+    if isinstance(config, list):
+        return [_in_policy(value, policy) for value in config]
+    if not isinstance(config, dict):
+        return config
+    result = {key: _in_policy(value, policy) for key, value in config.items()}
+    given = config.get("dtype")
+    if isinstance(given, dict) and "class_name" in given:
+        given = keras.dtype_policies.deserialize(given)
+        if _is_float_policy(given):
+            result["dtype"] = keras.dtype_policies.serialize(policy)
+    return result
 
 
 def _from_config(layer, config):
@@ -469,17 +554,11 @@ def _is_graph(model):
 
 
 def _require_graph(model):
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"`fuse` expects a keras.Model. Received: {model!r}")
-    if isinstance(model, keras.Sequential) and not hasattr(model, "inputs"):
-        raise ValueError(
-            f"Model {model.name!r} is not built, so it has no weights to fold. Put a `keras.Input` first or call it on "
-            "data; then train or load it, then fuse."
-        )
+    require_graph("fuse", model, "Build a functional model of the same layers, and fuse that.")
     if not _is_graph(model):
         raise ValueError(
-            f"Model {model.name!r}, a {type(model).__name__}, calls its layers in a Python method, which `fuse` cannot "
-            "read. Build it as a functional model, `keras.Model(inputs, outputs)`, of the same layers, and fuse that."
+            f"`fuse`: {type(model).__name__} {model.name!r} has a `call` of its own, which the fused model would lose. "
+            "Fuse its graph, as a plain model: `fuse(keras.Model(model.input, model.output))`."
         )
 
 
@@ -507,7 +586,8 @@ def _compare(model, fused, probe):
             f"({type(error).__name__}, see above). Give `probe=` inputs that it takes, as one batch."
         ) from error
     received = _outputs(fused, probe)
-    unit = max((_UNITS.get(layer.compute_dtype, 0.0) for layer in _leaves(model)), default=0.0)
+    leaves = [*_leaves(model), *_leaves(fused)]
+    unit = max((_UNITS.get(getattr(leaf, "compute_dtype", None), 0.0) for leaf in leaves), default=0.0)
     perturbed = _outputs(model, probe, _perturbed(model.variables, unit))
     absolute = relative = 0.0
     for index, (a, b, c) in enumerate(zip(expected, received, perturbed, strict=True)):
@@ -521,7 +601,8 @@ def _compare(model, fused, probe):
             raise ValueError(
                 f"The fused model computes something else: output {index} differs by {difference:.3g}, its largest "
                 f"value is {largest:.3g}, and rounding explains about {rounding:.1g}. A layer's `fused()` is wrong, a "
-                "layer is random at inference, or weights overflow in low precision. `probe=` sets the inputs compared."
+                "layer is random at inference, weights overflow in low precision, or Keras adds the bias of a "
+                "channels_first convolution along the last axis, which is as long. `probe=` sets the inputs compared."
             )
         absolute, relative = max(absolute, difference), max(relative, difference / (largest or 1.0))
     return float(absolute), float(relative)

@@ -21,6 +21,15 @@ import numpy as np
 from keras import tree
 
 from keras_tricks.layers.recompute import Recompute
+from keras_tricks.models._graph import (
+    builds_as_keras_does,
+    edges_of,
+    is_graph,
+    new_inputs,
+    plain_functional,
+    require_graph,
+)
+from keras_tricks.models._segment import Segment, recorder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +82,9 @@ def recompute(model, segments="sqrt", measure=None):
         A Functional `keras.Model` of the same name, with a `recompute_report` that prints what to expect.
 
     Raises:
-        TypeError: If `model` is not a Functional or Sequential model, or `segments` is none of the above.
-        ValueError: If `model` is not built, cannot be cut, or not there, or not so often, or gains nothing.
+        TypeError: If `model` is not a Keras model, or `segments` is none of the above.
+        ValueError: If `model` is not built, subclassed, or has a constructor or `call` of its own; if it cannot be cut,
+            or not there, or not so often; with `"sqrt"`, if the best cuts keep more than 90 % of the bytes.
         RuntimeError: If a training step cannot be measured.
 
     Example:
@@ -98,12 +108,7 @@ def recompute(model, segments="sqrt", measure=None):
         )
     cuts = _cuts(chain, segments)
     new = _rebuild(graph, [chain[c - 1] for c in cuts])
-    if type(new) is not type(graph):
-        raise TypeError(
-            f"Model {model.name!r} is a {type(model).__name__} whose constructor is its own, so it cannot be made anew "
-            "around segments. Wrap blocks in `keras_tricks.layers.Recompute` where you make the model."
-        )
-    if graph is not model and model.compiled:
+    if model.compiled:
         new.compile_from_config(model.get_compile_config())
     new.recompute_report = _report(chain, cuts)
     if measure:
@@ -113,18 +118,14 @@ def recompute(model, segments="sqrt", measure=None):
 
 
 def _functional(model):
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"`recompute` expects a keras.Model. Received: {model!r}")
-    if not model.built:
-        raise ValueError(f"Model {model.name!r} is not built. Give it a `keras.Input`, or call it on data first.")
-    if isinstance(model, keras.Sequential):
-        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-    if not hasattr(model, "operations"):
-        raise TypeError(
-            f"`recompute` cuts Functional and Sequential models; {type(model).__name__} {model.name!r} is subclassed "
-            "and its layers are not a graph. Wrap its blocks in `keras_tricks.layers.Recompute`."
+    require_graph("recompute", model, "Wrap its blocks in `keras_tricks.layers.Recompute` in that code.")
+    if not builds_as_keras_does(model):
+        raise ValueError(
+            f"`recompute`: {type(model).__name__} {model.name!r} has an `__init__` or `call` of its own, which the new "
+            "model would lose. Cut its graph, as a plain model: `recompute(keras.Model(model.input, model.output))`, "
+            "which has the same layers."
         )
-    return model
+    return plain_functional(model) if isinstance(model, keras.Sequential) else model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,25 +141,31 @@ class _Piece:
 
 def _chain(graph):
     """The model as a chain of pieces, in the order in which it runs."""
-    calls = []
-
-    def record(operation, *args, **kwargs):
-        outputs = operation(*args, **kwargs)
-        calls.append((operation, _tensors((args, kwargs)), tree.flatten(outputs)))
-        return outputs
-
-    plain = keras.Model(graph.input, graph.output)  # not compiled, so neither is its clone
-    clone = keras.models.clone_model(plain, clone_function=lambda operation: operation, call_function=record)
+    recorded = []
+    clone = keras.models.clone_model(
+        plain_functional(graph),  # not compiled, so neither is its clone
+        input_tensors=new_inputs(graph),
+        clone_function=lambda operation: operation,
+        call_function=recorder(recorded),
+    )
+    calls = [
+        (operation, edges_of((args, kwargs)), tree.flatten(outputs)) for operation, args, kwargs, outputs in recorded
+    ]
     last_use = {}
     for position, (_, inputs, _) in enumerate(calls):
         last_use.update({id(t): position for t in inputs})
     last_use.update({id(t): len(calls) for t in clone.outputs})
-    # Inputs, and masks and indices made of them alone, may be used anywhere: they take no memory worth saving.
+    # Inputs may be used anywhere: they are kept in any case. So may masks and indices that are made of them alone, also
+    # as numbers that attention adds to its scores: they take no memory worth saving.
     light = {id(t) for t in clone.inputs}
+    masks = {id(t) for t in clone.inputs if not keras.backend.is_float_dtype(t.dtype)}
     pieces, live, work = [], set(), 0
     for position, (operation, inputs, outputs) in enumerate(calls):
-        if all(id(t) in light for t in inputs) and not any(keras.backend.is_float_dtype(t.dtype) for t in outputs):
+        without_numbers = not any(keras.backend.is_float_dtype(t.dtype) for t in outputs)
+        of_masks = all(id(t) in masks for t in inputs) and not getattr(operation, "variables", ())
+        if of_masks or (without_numbers and all(id(t) in light for t in inputs)):
             light.update(map(id, outputs))
+            masks.update(map(id, outputs))
         live.update(id(t) for t in outputs if id(t) not in light)
         live = {key for key in live if last_use.get(key, -1) > position}
         work += _bytes(operation, outputs)
@@ -170,14 +177,9 @@ def _chain(graph):
     return pieces
 
 
-def _tensors(structure):
-    return [t for t in tree.flatten(structure) if isinstance(t, keras.KerasTensor)]
-
-
 def _bytes(operation, outputs):
-    inner = getattr(operation, "operations", None)
-    if inner is not None or isinstance(operation, keras.Sequential):
-        return sum(piece.work for piece in _chain(_functional(operation)))
+    if isinstance(operation, keras.Model) and is_graph(operation):
+        return sum(piece.work for piece in _chain(plain_functional(operation)))
     activated = getattr(operation, "activation", None) not in (None, keras.activations.linear)
     return sum(map(_size, outputs)) * (2 if activated else 1)
 
@@ -187,17 +189,27 @@ def _size(tensor):
     return math.prod(d or 1 for d in tensor.shape[1:]) * (int(bits[0]) // 8 if bits else 1)
 
 
+# The largest part of the bytes that a plan may keep. What cutting costs does not depend on what it saves: up to a third
+# of a step's arithmetic. To save less than a tenth, a batch smaller by a tenth does as well.
+_WORTH = 0.9
+
+
 def _cuts(chain, segments):
     """How many pieces lie before each cut."""
     if isinstance(segments, (list, tuple)):
         return _named(chain, segments)
     most = len(chain)
-    if segments == "sqrt":
+    if isinstance(segments, str) and segments == "sqrt":
         cuts = _best(chain, None)
-        if not cuts:
+        kept = _report(chain, cuts)
+        if kept.after > _WORTH * kept.before:
+            best = [name for name, _ in kept.segments[:-1]]
             raise ValueError(
-                "Cutting this model would save nothing: no two segments together keep less than the whole. "
-                f"It could be cut after: {[p.name for p in chain[:-1]]}"
+                "Cutting this model would save next to nothing. "
+                + (f"The best cuts, after {best}, keep {kept.after / kept.before:.0%} of the bytes. " if best else "")
+                + f"It could be cut after: {[p.name for p in chain[:-1]]}; name some as `segments` to have it anyway. "
+                "What lies between these stays whole, nested models too: cut them before you build on them, or wrap "
+                "blocks in `keras_tricks.layers.Recompute` where you make the model."
             )
         return cuts
     if isinstance(segments, bool) or not isinstance(segments, int):
@@ -262,40 +274,43 @@ def _report(chain, cuts):
     return RecomputeReport(sum(works), after, tuple((p[-1].name, w) for p, w in zip(parts, works, strict=True)))
 
 
-def _rebuild(model, ends):
+def _rebuild(graph, ends):
     """The model on new inputs; at each end, what has been run since the last one becomes a segment."""
-    inputs = tree.map_structure(lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name), model.input)
+    inputs = new_inputs(graph)
     ends = {piece.end: piece for piece in ends}
     position, number = itertools.count(), itertools.count(1)
-    start, others, inside = inputs, {}, {id(t) for t in tree.flatten(inputs)}
+    calls = []
+    record = recorder(calls)
 
     def call(operation, *args, **kwargs):
-        nonlocal start, others, inside
-        outputs = operation(*args, **kwargs)
-        others.update({id(t): t for t in _tensors((args, kwargs)) if id(t) not in inside})
-        flat = tree.flatten(outputs)
-        inside.update(map(id, flat))
+        outputs = record(operation, *args, **kwargs)
         piece = ends.get(next(position))
         if piece is None:
             return outputs
+        flat = tree.flatten(outputs)
+        needed, inside = _leading_to(flat[piece.output], calls)
         name = f"segment_{next(number)}_{piece.name}"
-        inputs = [start, *others.values()] if others else start
-        segment = _Segment(inputs, flat[piece.output], name=name)
-        flat[piece.output] = start = Recompute(segment, name=f"recompute_{name}")(inputs)
-        others, inside = {}, {id(start)}
+        segment = Segment.of_calls(needed, inside, flat[piece.output], name=name)
+        flat[piece.output] = Recompute(segment, name=f"recompute_{name}")(needed if len(needed) > 1 else needed[0])
+        calls.clear()
         return tree.pack_sequence_as(outputs, flat)
 
-    return keras.models.clone_model(
-        model, input_tensors=inputs, clone_function=lambda operation: operation, call_function=call
+    clone = keras.models.clone_model(
+        plain_functional(graph), input_tensors=inputs, clone_function=lambda operation: operation, call_function=call
     )
+    return type(graph)(clone.input, clone.output, name=graph.name)
 
 
-@keras.saving.register_keras_serializable(package="keras_tricks")
-class _Segment(keras.Model):
-    """A Functional model; masks pass through it from layer to layer, which Keras' own does not declare."""
-
-    def compute_mask(self, inputs, previous_mask):
-        return None
+def _leading_to(output, calls):
+    """Those of the calls that a tensor is computed by, and what they take from elsewhere."""
+    wanted, found = {id(output)}, []
+    for operation, args, kwargs, outputs in reversed(calls):
+        if any(id(t) in wanted for t in tree.flatten(outputs)):
+            found.insert(0, (operation, args, kwargs, outputs))
+            wanted.update(map(id, edges_of((args, kwargs))))
+    made = {id(t) for *_, outputs in found for t in tree.flatten(outputs)}
+    taken = {id(t): t for _, args, kwargs, _ in found for t in edges_of((args, kwargs)) if id(t) not in made}
+    return list(taken.values()), found
 
 
 def _peak_in_a_process(model, batch_size):

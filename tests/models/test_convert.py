@@ -489,9 +489,10 @@ def test_nothing_left_to_change_is_an_error_that_lists_the_reasons():
         ({layers.Conv2D: 3}, TypeError, "Received for Conv2D: 3"),
         ({layers.Conv2D: layers.ReLU()}, TypeError, "functions"),
         ({layers.Conv2D: layers.Dense}, ValueError, "Dense cannot be made from the config of Conv2D 'stem'"),
+        ({layers.Conv2D: Recompute}, ValueError, "Recompute cannot be made from the config of Conv2D 'stem'"),
         ({layers.Conv2D: lambda layer: "no"}, TypeError, "has to return a Keras layer"),
     ],
-    ids=["empty", "list", "name as key", "unknown", "other class", "number", "layer", "config", "no layer"],
+    ids=["empty", "list", "name as key", "unknown", "other class", "number", "layer", "config", "wrapper", "no layer"],
 )
 def test_tricks_that_make_no_sense_are_refused(tricks, error, words):
     with pytest.raises(error, match=re.escape(words)):
@@ -533,6 +534,46 @@ def test_models_that_cannot_be_copied_are_refused_with_what_to_do():
         convert(Subclassed(), WS)
     with pytest.raises(TypeError, match=r"expects a keras.Model"):
         convert(layers.Conv2D(2, 3), WS)
+
+
+@keras.saving.register_keras_serializable(package="test_convert")
+class Backbone(keras.Model):
+    """As model zoos have them: a constructor of its own, and its inputs at hand."""
+
+    def __init__(self, filters=4, **kwargs):
+        inputs = {"images": keras.Input((8, 8, 3), name="images"), "scale": keras.Input((4,), name="scale")}
+        x = layers.GlobalAveragePooling2D()(conv(inputs["images"], filters, name="body"))
+        super().__init__(inputs, layers.Dense(4, name="last")(x * inputs["scale"]), **kwargs)
+        self.filters = filters
+
+    def get_config(self):
+        return {"filters": self.filters, "name": self.name}
+
+
+HEADS = {
+    "on a call": lambda b: layers.Dense(6, name="head")(b(b.input)),
+    "on its output": lambda b: layers.Dense(6, name="head")(b.output),
+    "on a model around it": lambda b: layers.Dense(6, name="head")(
+        keras.Model(b.input, b(b.input), name="around")(b.input)
+    ),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_on_the_own_inputs_of_a_backbone_with_a_constructor_of_its_own(head, tmp_path):
+    backbone = Backbone()
+    model = randomized(keras.Model(backbone.input, HEADS[head](backbone)))
+    converted, report = convert(model, {layers.Dense: lambda dense: Recompute(dense, name=dense.name)})
+    kept = {path: reason for path, _, reason in report.kept}
+    opened = head == "on its output"
+    assert [path for path, *_ in report.changed] == ["last", "head"][1 - opened :]
+    assert len(kept) == 1 - opened
+    assert all("build on its `output`" in reason for reason in kept.values())
+    x = {"images": images(), "scale": np.full((2, 4), 2.0, "float32")}
+    np.testing.assert_allclose(outputs(converted, x), outputs(model, x), rtol=1e-6)
+    assert not {id(v) for v in converted.weights} & {id(v) for v in model.weights}
+    converted.save(tmp_path / "m.keras")
+    np.testing.assert_array_equal(outputs(keras.models.load_model(tmp_path / "m.keras"), x), outputs(converted, x))
 
 
 def test_a_layer_that_has_no_config_is_refused_with_what_to_do():

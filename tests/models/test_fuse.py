@@ -446,24 +446,85 @@ def test_inputs_are_optional_still_and_models_called_in_training_mode_stay():
     assert_same(model, fused, [x, None])
 
 
+def test_tricks_inside_of_time_distributed():
+    inner = keras.Sequential([layers.Dense(4, use_bias=False), layers.BatchNormalization(), layers.ReLU()])
+    distributed = [layers.TimeDistributed(x) for x in (kt.layers.WSDense(6), inner, kt.layers.NormalizedDense(3))]
+    model = randomized(sequential((5, 4), *distributed))
+    fused, report = fuse(model, return_report=True)
+    assert report.kept == ()
+    assert kinds(fused) == ["TimeDistributed"] * 4
+    assert kinds(fused.layers[2].layer) == ["Dense", "ReLU"]
+    assert fused.layers[1].name == distributed[0].name
+    assert_same(model, fused)
+
+
+@pytest.mark.parametrize("size", [6, 9])
+def test_a_bias_that_keras_would_add_elsewhere_is_not_made(size):
+    # On TensorFlow, Keras adds a bias along the last axis wherever that is as long.
+    first = {"data_format": "channels_first"}
+    model = sequential((3, size, size), layers.Conv2D(4, 3, use_bias=False, **first), layers.BatchNormalization(axis=1))
+    fused, report = fuse(randomized(model), return_report=True)
+    assert len(report.folded) == (size != 6)
+    assert_same(model, fused)
+
+
+def network(policy):
+    keras.config.set_dtype_policy(policy)
+    block = keras.Sequential([layers.Conv2D(4, 3, padding="same"), layers.BatchNormalization()], name="block")
+    x = images = keras.Input((8, 8, 3))
+    x = layers.ReLU()(layers.BatchNormalization()(kt.layers.WSConv2D(4, 3)(x)))
+    x = kt.layers.ReZero(block, "ones")(x)
+    x = layers.TimeDistributed(keras.Sequential([layers.Dense(4), layers.ReLU()]))(x)
+    x = layers.Reshape((36, 4))(x)
+    x = layers.LayerNormalization()(layers.MultiHeadAttention(2, 3)(x, x))
+    x = kt.layers.NormalizedDense(3, scale=4.0)(layers.GlobalAveragePooling1D()(x))
+    model = keras.Model(images, layers.Activation("linear", dtype="float32")(x))
+    keras.config.set_dtype_policy("float32")
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated:UserWarning")
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_a_model_of_mixed_precision_goes_into_litert_in_float32(policy, tmp_path):
+    model, in_float32 = randomized(network(policy)), network("float32")
+    in_float32.set_weights(model.get_weights())
+    fused, report = fuse(model, return_report=True, dtype="float32")
+    assert {layer.compute_dtype for layer in fused._flatten_layers()} == {"float32"}
+    assert len(report.folded) == 6
+    assert report.absolute_difference > 1e-4  # that of the model's own precision
+    assert_same(in_float32, fused)
+    fused.export(tmp_path / "saved", verbose=False)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "saved"))
+    lite = tf.lite.Interpreter(model_content=converter.convert())
+    lite.allocate_tensors()
+    x = inputs(fused, batch=1)
+    lite.set_tensor(lite.get_input_details()[0]["index"], x)
+    lite.invoke()
+    np.testing.assert_allclose(lite.get_tensor(lite.get_output_details()[0]["index"]), fused(x), rtol=1e-4, atol=1e-5)
+
+
 def test_bad_arguments_say_what_is_expected():
     with pytest.raises(TypeError, match=r"expects a keras\.Model"):
         fuse(layers.Dense(1))
-    with pytest.raises(ValueError, match=r"not built.*`keras\.Input` first"):
+    with pytest.raises(ValueError, match=r"`fuse`: model .* is not built"):
         fuse(keras.Sequential([layers.Dense(1)]))
 
     class Subclassed(keras.Model):
         def call(self, x):
             return x
 
-    with pytest.raises(ValueError, match="a Subclassed, calls its layers in a Python method"):
+    with pytest.raises(ValueError, match=r"`fuse`: Subclassed .* is a subclassed model"):
         fuse(Subclassed())
 
     x = keras.Input((4,))
     with pytest.raises(ValueError, match="called with training=True"):
         fuse(keras.Model(x, ExtendedBatchNormalization()(x, training=True)))
     with pytest.raises(ValueError, match="holds keras_tricks>WSDense, which `fuse` cannot"):
-        fuse(sequential((5, 4), layers.TimeDistributed(kt.layers.WSDense(3))))
+        fuse(sequential((4,), layers.SpectralNormalization(kt.layers.WSDense(3))))
+    with pytest.raises(ValueError, match="must be a dtype policy"):
+        fuse(sequential((4,), layers.Dense(1)), dtype="half")
+    with pytest.raises(ValueError, match="computes in floating point"):
+        fuse(sequential((4,), layers.Dense(1)), dtype="int32")
     with pytest.raises(ValueError, match="Give `probe=`"):
         fuse(sequential((4,), layers.Dense(1)), probe=np.ones((2, 5), "float32"))
     words = keras.Input((1,), dtype="string")

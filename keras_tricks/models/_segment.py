@@ -1,0 +1,164 @@
+"""A piece of a model's graph as a layer: calls of layers, in order, from some tensors to one."""
+
+import dataclasses
+
+import keras
+from keras import tree
+
+
+@keras.saving.register_keras_serializable(package="keras_tricks")
+@dataclasses.dataclass(frozen=True)
+class Edge:
+    """Stands for a tensor of the graph."""
+
+    number: int
+
+    def get_config(self):
+        return {"number": self.number}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """One call. In this form, and not as a tuple, Keras and TensorFlow leave alone what is in it."""
+
+    operation: int  # its position among the segment's
+    args: tuple  # with an `Edge` for each tensor
+    kwargs: dict
+    outputs: int  # how many tensors it gives; edges are numbered in this order, after the inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class _Input:
+    arguments: dict  # of `keras.Input`
+
+
+@keras.saving.register_keras_serializable(package="keras_tricks")
+class Segment(keras.layers.Layer):
+    """Calls of operations as one layer, from some tensors to one.
+
+    It calls them itself. A Functional model would do so too, but two of these that share a layer cannot be loaded: each
+    numbers the calls of a layer from 0, and finds those of the other. Here calls leave no trace in the layers.
+
+    `Segment.of_calls` and `Segment.of_model` make one.
+    """
+
+    def __init__(self, inputs, operations, calls, output, **kwargs):
+        super().__init__(autocast=False, **kwargs)  # each layer inside has a dtype policy of its own
+        self.supports_masking = True
+        self.inputs = tuple(inputs)
+        self.operations = operations
+        self.calls = tuple(calls)
+        self.output_edge = output
+
+    @classmethod
+    def of_calls(cls, inputs, calls, output, **kwargs):
+        """The segment of calls that were recorded: tuples `(operation, args, kwargs, outputs)` with their tensors."""
+        edges, operations, numbered = {}, {}, []
+
+        def number(tensor):
+            return edges.setdefault(id(tensor), Edge(len(edges)))
+
+        for tensor in inputs:
+            number(tensor)
+        for operation, *arguments, outputs in calls:
+            position, _ = operations.setdefault(id(operation), (len(operations), operation))
+            arguments = tree.map_structure(lambda x: edges.get(id(x), x), arguments)
+            outputs = tree.flatten(outputs)
+            numbered.append(_Call(position, *arguments, len(outputs)))
+            for tensor in outputs:
+                number(tensor)
+        return cls(
+            [_Input(input_arguments(tensor)) for tensor in inputs],
+            [operation for _, operation in operations.values()],
+            numbered,
+            edges[id(output)],
+            **kwargs,
+        )
+
+    @classmethod
+    def of_model(cls, model, **kwargs):
+        """The segment of all calls of a Functional model with one output."""
+        calls = []
+        clone = keras.models.clone_model(
+            keras.Model(model.input, model.output), clone_function=lambda layer: layer, call_function=recorder(calls)
+        )
+        return cls.of_calls(clone.inputs, calls, clone.outputs[0], **kwargs)
+
+    def as_model(self):
+        """A Functional model of the same calls, to be read."""
+        inputs = [keras.Input(**x.arguments) for x in self.inputs]
+        inputs = inputs if len(inputs) > 1 else inputs[0]
+        return keras.Model(inputs, self.call(inputs), name=self.name)
+
+    def call(self, inputs, training=None):
+        tensors = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+
+        def fill_in(x):
+            return tensors[x.number] if isinstance(x, Edge) else x
+
+        for call in self.calls:
+            args, kwargs = tree.map_structure(fill_in, (call.args, call.kwargs))
+            operation = self.operations[call.operation]
+            if training is not None and isinstance(operation, keras.Layer):
+                kwargs = {**kwargs, "training": training}  # as Keras' models do it, over what the call said
+            tensors += tree.flatten(operation(*args, **kwargs))
+        return tensors[self.output_edge.number]
+
+    def compute_mask(self, inputs, previous_mask):
+        return None  # the layers inside have put theirs on the output
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "inputs": [x.arguments for x in self.inputs],
+            "operations": [_serialized(operation) for operation in self.operations],
+            "calls": [
+                {
+                    "operation": call.operation,
+                    "arguments": keras.saving.serialize_keras_object([call.args, call.kwargs]),
+                    "outputs": call.outputs,
+                }
+                for call in self.calls
+            ],
+            "output": self.output_edge.number,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        inputs = [_Input(arguments) for arguments in config.pop("inputs")]
+        operations = [keras.saving.deserialize_keras_object(operation) for operation in config.pop("operations")]
+        calls = [
+            _Call(call["operation"], *keras.saving.deserialize_keras_object(call["arguments"]), call["outputs"])
+            for call in config.pop("calls")
+        ]
+        return cls(inputs, operations, calls, Edge(config.pop("output")), **config)
+
+
+def _serialized(operation):
+    """The config of an operation that other segments, or the model, may hold too."""
+    # When a model is saved, what occurs a second time gets an id, by which it is one object again when it is loaded.
+    # Keras notes the id in the first config afterwards too, but that of a layer inside another was copied meanwhile.
+    keras.saving.serialize_keras_object(operation)
+    return keras.saving.serialize_keras_object(operation)
+
+
+def recorder(calls):
+    """A `call_function` for `clone_model` that calls the operation and notes the call."""
+
+    def record(operation, *args, **kwargs):
+        outputs = operation(*args, **kwargs)
+        calls.append((operation, args, kwargs, outputs))
+        return outputs
+
+    return record
+
+
+def input_arguments(tensor):
+    """What makes a `keras.Input` like this tensor."""
+    arguments = {"batch_shape": tuple(tensor.shape), "dtype": tensor.dtype}
+    return arguments | {kind: True for kind in ("sparse", "ragged") if getattr(tensor, kind, False)}
