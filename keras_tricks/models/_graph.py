@@ -106,8 +106,8 @@ class Call:
         return bool(self.kwargs.get("training"))
 
 
-def trace(model):
-    """The inputs of a model, the calls of its layers in order, and its outputs.
+def trace(model, dtype=None):
+    """The inputs of a model, in `dtype` if they are floating point, the calls of its layers in order, and its outputs.
 
     `clone_model` shows each call to a function that may answer with any tensor: nothing is computed, no layer called.
     """
@@ -120,7 +120,7 @@ def trace(model):
         return outputs
 
     not_compiled = plain_functional(model)
-    inputs = new_inputs(not_compiled)
+    inputs = new_inputs(not_compiled, dtype)
     first = keras.tree.flatten(inputs)[0]
     traced = keras.models.clone_model(
         not_compiled, input_tensors=inputs, clone_function=lambda layer: layer, call_function=note
@@ -128,13 +128,15 @@ def trace(model):
     return inputs, calls, traced.output
 
 
-def new_inputs(model):
-    """Inputs like those of a Functional model."""
+def new_inputs(model, dtype=None):
+    """Inputs like those of a Functional model; those of floating point in `dtype`."""
     layers = {id(layer.output): layer for layer in model.layers if isinstance(layer, keras.layers.InputLayer)}
 
     def new(tensor):
-        layer = layers.get(id(tensor), tensor)
-        return keras.Input(**input_arguments(tensor), name=layer.name, optional=getattr(layer, "optional", False))
+        layer, arguments = layers.get(id(tensor), tensor), input_arguments(tensor)
+        if dtype is not None and keras.backend.is_float_dtype(tensor.dtype):
+            arguments["dtype"] = dtype
+        return keras.Input(**arguments, name=layer.name, optional=getattr(layer, "optional", False))
 
     return keras.tree.map_structure(new, model.input)
 

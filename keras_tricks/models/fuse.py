@@ -77,7 +77,7 @@ def fuse(model, return_report=False, probe=None, dtype=None):
     """
     _require_graph(model)
     fusion = _Fusion(None if dtype is None else _policy(dtype))
-    fused = fusion.fuse(model, model.name)
+    fused = fusion.fuse(model, model.name, None)
     _note_what_is_not_keras(fused, fusion.kept)
     absolute, relative = _compare(model, fused, probe)
     report = FuseReport(
@@ -126,12 +126,16 @@ class _Fusion:
         self.folded = []
         self.kept = []
 
-    def fuse(self, model, name):
-        inputs, calls, outputs = trace(model)
+    def fuse(self, model, name, input_dtype):
+        inputs, calls, outputs = trace(model, input_dtype)
         graph = _Graph(self)
         outputs = graph.run(calls, {}, outputs)
         graph.fold(outputs)
         return graph.rebuild(inputs, outputs, {call.layer.name: call.layer for call in calls}, name)
+
+    def inner(self, model, name):
+        """A model inside of the model. It would cast what comes in to what its inputs are."""
+        return self.fuse(model, name, self.policy and self.policy.compute_dtype)
 
     def plain_layers(self, layer):
         if layer not in self.plain:
@@ -151,7 +155,7 @@ class _Fusion:
             if isinstance(inner, keras.Layer) and callable(getattr(inner, "fused", None)):
                 plain = self.plain_layers(inner)
             else:
-                plain = [self.fuse(inner, inner.name)] if _is_graph(inner) else [inner]
+                plain = [self.inner(inner, inner.name)] if _is_graph(inner) else [inner]
             names = [f"{layer.name}_{p.name}" for p in plain] if plain[1:] else [layer.name]
             self.plain[layer] = (
                 [layer]
@@ -170,7 +174,7 @@ class _Fusion:
             self.kept.append((described(layer), "it is called with training=True, so nothing in it can be folded"))
         known = (layer, nested) in self.copies
         if not known:
-            copy = self.fuse(layer, name) if nested else self.new(layer, {**layer.get_config(), "name": name})
+            copy = self.inner(layer, name) if nested else self.new(layer, {**layer.get_config(), "name": name})
             self.copies[layer, nested] = copy
         return self.copies[layer, nested], known or nested
 
@@ -482,6 +486,8 @@ def _in_policy(config, policy):
         given = keras.dtype_policies.deserialize(given)
         if _is_float_policy(given):
             result["dtype"] = keras.dtype_policies.serialize(policy)
+    elif "batch_shape" in config and isinstance(given, str) and keras.backend.is_float_dtype(given):
+        result["dtype"] = policy.compute_dtype  # an input of a model inside, which casts to it
     return result
 
 

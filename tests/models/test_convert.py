@@ -530,8 +530,6 @@ def test_models_that_cannot_be_copied_are_refused_with_what_to_do():
         convert(OwnConstructor(4), WS)
     with pytest.raises(ValueError, match="is not built"):
         convert(keras.Sequential([layers.Conv2D(2, 3)]), WS)
-    with pytest.raises(ValueError, match="is not built"):
-        convert(Subclassed(), WS)
     with pytest.raises(TypeError, match=r"expects a keras.Model"):
         convert(layers.Conv2D(2, 3), WS)
 
