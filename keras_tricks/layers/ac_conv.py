@@ -15,6 +15,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_tricks._arguments import check_flag, check_number
+from keras_tricks.layers._signature import with_arguments_of
 from keras_tricks.layers.extended_batch_normalization import ExtendedBatchNormalization
 
 _NORMALIZATIONS = {"batch": keras.layers.BatchNormalization, "extended_batch": ExtendedBatchNormalization}
@@ -24,6 +26,7 @@ _GAMMAS = {"ones": (1.0, 1.0), "thirds": (1 / 3, 1 / 3), "single": (1.0, 0.0)}
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
+@with_arguments_of(keras.layers.Conv2D)
 class ACConv2D(keras.layers.Conv2D):
     """2D convolution with a 1xk and a kx1 convolution beside it, each normalised, folded into one for deployment.
 
@@ -56,9 +59,11 @@ class ACConv2D(keras.layers.Conv2D):
     Input shape, output shape: those of `Conv2D`.
 
     Raises:
+        TypeError: If `momentum` or `epsilon` is not a number, or `synchronized` not True or False.
         ValueError: For a kernel side that is even, which has no middle, or 1, where branches would be the same; for
-            unknown names in `normalization` and `gamma`; for LoRA; for groups that do not divide `filters` or, at
-            build, the input channels; for inputs that are not of rank 4.
+            unknown names in `normalization` and `gamma`; for `momentum` outside of [0, 1] or a negative `epsilon`; for
+            LoRA; for groups that do not divide `filters` or, at build, the input channels; for inputs that are not of
+            rank 4.
 
     Example:
     >>> import numpy as np, keras_tricks as kt
@@ -97,9 +102,9 @@ class ACConv2D(keras.layers.Conv2D):
         _check_choice("gamma", gamma, _GAMMAS)
         self.normalization = normalization
         self.gamma = gamma
-        self.momentum = momentum
-        self.epsilon = epsilon
-        self.synchronized = synchronized
+        self.momentum = check_number("momentum", momentum, at_least=0, at_most=1)
+        self.epsilon = check_number("epsilon", epsilon, at_least=0)
+        self.synchronized = check_flag("synchronized", synchronized)
         self.input_spec = keras.layers.InputSpec(ndim=4)
         self.square_normalization = self._normalization("square", 0, self.bias_initializer)
         self.row_normalization = self._normalization("row", 1, "zeros")

@@ -14,8 +14,12 @@ import math
 import keras
 from keras import ops
 
+from keras_tricks._arguments import check_number
+from keras_tricks.layers._signature import with_arguments_of
+
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
+@with_arguments_of(keras.layers.BatchNormalization)
 class ExtendedBatchNormalization(keras.layers.BatchNormalization):
     """Batch normalisation with a mean for each channel and one variance for all of them.
 
@@ -60,10 +64,8 @@ class ExtendedBatchNormalization(keras.layers.BatchNormalization):
                 "`ExtendedBatchNormalization` has no batch renormalisation: its correction is made for one variance a "
                 "channel. Use `renorm=False`, or `keras.layers.BatchNormalization(renorm=True)`."
             )
-        if not 0 <= self.momentum <= 1:
-            raise ValueError(f"`momentum` must be between 0 and 1. Received: momentum={self.momentum}")
-        if not self.epsilon >= 0:
-            raise ValueError(f"`epsilon` must not be negative. Received: epsilon={self.epsilon}")
+        self.momentum = check_number("momentum", self.momentum, at_least=0, at_most=1)
+        self.epsilon = check_number("epsilon", self.epsilon, at_least=0)
 
     @classmethod
     def from_batch_normalization(cls, layer):

@@ -10,6 +10,8 @@ arXiv:1804.09458; the last layer that LDAM needs (Cao et al., 2019, arXiv:1906.0
 import keras
 from keras import ops
 
+from keras_tricks._arguments import check_count, check_number
+
 SMALLEST_NORM = 1e-12
 
 
@@ -35,6 +37,7 @@ class NormalizedDense(keras.layers.Layer):
     Input shape: `(batch, ..., inputs)`. Output shape: `(batch, ..., units)`.
 
     Raises:
+        TypeError: If `units` is not an integer, or `scale` not a number.
         ValueError: If `units` or `scale` is not positive, and at build if the size of the last axis is not known.
 
     Example:
@@ -57,12 +60,8 @@ class NormalizedDense(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if isinstance(units, bool) or not isinstance(units, int) or units < 1:
-            raise ValueError(f"`units` must be a positive integer. Received: units={units!r}")
-        if not scale > 0:
-            raise ValueError(f"`scale` must be positive. Received: scale={scale!r}")
-        self.units = units
-        self.scale = float(scale)
+        self.units = check_count("units", units)
+        self.scale = check_number("scale", scale, above=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.kernel_constraint = keras.constraints.get(kernel_constraint)

@@ -11,7 +11,6 @@ run and lets batch normalisation count each batch twice.
 """
 
 import inspect
-import weakref
 
 import keras
 from keras import ops, tree
@@ -117,7 +116,9 @@ class Recompute(keras.layers.Wrapper):
         floats = iter(floats)
         outputs = [next(floats) if f else y for f, y in zip(form["is_float"], others["outputs"], strict=True)]
         if outer is not None:
-            _KEPT.setdefault(outer, []).append(form["inner_losses"])
+            # Keras tells losses by `id`: as long as the scope that gets the outer ones is open, no other loss may get
+            # the `id` of an inner one that is gone.
+            outer.losses_of_recompute = [*getattr(outer, "losses_of_recompute", ()), form["inner_losses"]]
         for loss in floats:
             self.add_loss(loss)
         outputs = [y if m is None else with_mask(y, mask=m) for y, m in zip(outputs, others["masks"], strict=True)]
@@ -162,11 +163,6 @@ class Recompute(keras.layers.Wrapper):
         config = super().get_config()
         del config["dtype"]
         return config
-
-
-# The losses of an inner run, as long as the scope that got the outer ones: Keras tells losses by `id`, which would be
-# given to another loss once they are gone.
-_KEPT = weakref.WeakKeyDictionary()
 
 
 def _with_signature_of(layer, function):

@@ -30,7 +30,7 @@ class ScaledActivation(keras.layers.Activation):
 
     Raises:
         ValueError: If the activation is unknown, does not act element by element (softmax, glu), or has no finite
-            variance above 0.
+            variance above 0; when called, if the inputs are integers.
 
     Example:
     >>> import keras_tricks as kt
@@ -52,7 +52,19 @@ class ScaledActivation(keras.layers.Activation):
         self.gamma = _gamma(self.activation)
 
     def call(self, inputs):
+        self._check_dtype(inputs)
         return super().call(inputs) * self.gamma
+
+    def compute_output_spec(self, inputs):
+        self._check_dtype(inputs)
+        return super().compute_output_spec(inputs)
+
+    def _check_dtype(self, inputs):
+        if not keras.backend.is_float_dtype(inputs.dtype):
+            raise ValueError(
+                f"ScaledActivation {self.name!r} expects inputs in floating point. Received inputs of dtype "
+                f"{keras.backend.standardize_dtype(inputs.dtype)}: cast them first, `keras.ops.cast(x, 'float32')`."
+            )
 
     def fused(self):
         """The plain Keras layers that compute the same: the activation and a `Rescaling`."""

@@ -11,6 +11,9 @@ import math
 import keras
 from keras import ops
 
+from keras_tricks._arguments import check_flag, check_number
+from keras_tricks.layers._signature import with_arguments_of
+
 
 class _StandardizesKernel:
     """Puts weight standardisation into a Keras layer: the kernel it stores is raw, the one it uses is not."""
@@ -20,11 +23,9 @@ class _StandardizesKernel:
     unit_axes = 1
 
     def __init__(self, *args, gain=True, epsilon=1e-4, **kwargs):
-        if not epsilon > 0:
-            raise ValueError(f"`epsilon` must be positive. Received: epsilon={epsilon}")
         super().__init__(*args, **kwargs)
-        self.use_gain = bool(gain)
-        self.epsilon = epsilon
+        self.use_gain = check_flag("gain", gain)
+        self.epsilon = check_number("epsilon", epsilon, above=0)
 
     def build(self, input_shape):
         # Keras would add LoRA's weights here and then let no other weight in.
@@ -139,6 +140,7 @@ _DOC = """{what} with scaled weight standardisation: a drop-in for `keras.layers
     Input shape, output shape: those of `{plain}`.
 
     Raises:
+        TypeError: If `gain` is not True or False, or `epsilon` not a number.
         ValueError: If `epsilon` is not positive, and at build for a kernel with one weight an output unit.
 
     Example:
@@ -154,11 +156,11 @@ _DOC = """{what} with scaled weight standardisation: a drop-in for `keras.layers
 
 
 def _documented(what, gain, args, shape, output):
-    """Gives a class its docstring."""
+    """Gives a class its docstring and its signature."""
 
     def decorate(cls):
         cls.__doc__ = _DOC.format(what=what, plain=cls.plain.__name__, gain=gain, args=args, shape=shape, output=output)
-        return cls
+        return with_arguments_of(cls.plain)(cls)
 
     return decorate
 

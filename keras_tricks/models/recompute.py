@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import numbers
 import os
 import re
 import subprocess
@@ -20,6 +21,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_tricks._arguments import check_count
 from keras_tricks.layers.recompute import Recompute
 from keras_tricks.models._graph import (
     builds_as_keras_does,
@@ -82,7 +84,7 @@ def recompute(model, segments="sqrt", measure=None):
         A Functional `keras.Model` of the same name, with a `recompute_report` that prints what to expect.
 
     Raises:
-        TypeError: If `model` is not a Keras model, or `segments` is none of the above.
+        TypeError: If `model` is not a Keras model, `segments` is none of the above, or `measure` not an integer.
         ValueError: If `model` is not built, subclassed, or has a constructor or `call` of its own; if it cannot be cut,
             or not there, or not so often; with `"sqrt"`, if the best cuts keep more than 90 % of the bytes.
         RuntimeError: If a training step cannot be measured.
@@ -98,6 +100,7 @@ def recompute(model, segments="sqrt", measure=None):
         Tianqi Chen, Bing Xu, Chiyuan Zhang, Carlos Guestrin, "Training Deep Nets with Sublinear Memory Cost", 2016,
         arXiv:1604.06174.
     """
+    measure = None if measure is None else check_count("measure", measure)
     graph = _functional(model)
     chain = _chain(graph)
     ends = [piece.end for piece in chain[:-1]]
@@ -111,7 +114,7 @@ def recompute(model, segments="sqrt", measure=None):
     if model.compiled:
         new.compile_from_config(model.get_compile_config())
     new.recompute_report = _report(chain, cuts)
-    if measure:
+    if measure is not None:
         measured = tuple(_peak_in_a_process(m, measure) for m in (model, new))
         new.recompute_report = dataclasses.replace(new.recompute_report, measured=measured)
     return new
@@ -212,7 +215,7 @@ def _cuts(chain, segments):
                 "blocks in `keras_tricks.layers.Recompute` where you make the model."
             )
         return cuts
-    if isinstance(segments, bool) or not isinstance(segments, int):
+    if isinstance(segments, bool) or not isinstance(segments, numbers.Integral):
         raise TypeError(
             f"`segments` must be 'sqrt', a number, or a list of layers or their names. Received: segments={segments!r}"
         )
@@ -221,7 +224,7 @@ def _cuts(chain, segments):
             f"`segments` must be from 2 to {most}, as many as this model has places to cut and one. "
             f"Received: segments={segments}"
         )
-    return _best(chain, segments)
+    return _best(chain, int(segments))
 
 
 def _named(chain, layers):

@@ -227,6 +227,8 @@ def test_saved_and_loaded_it_is_the_same_also_by_weights_alone_and_exported(tmp_
         ({"gamma": 1}, "'ones', 'thirds', 'single'. Received: gamma=1"),
         ({"groups": 3}, "divisible by the number of groups"),
         ({"lora_rank": 2}, "has no LoRA"),
+        ({"epsilon": -1e-3}, "`epsilon` must be at least 0"),
+        ({"momentum": 1.5}, "`momentum` must be at least 0 and at most 1"),
     ],
     ids=str,
 )

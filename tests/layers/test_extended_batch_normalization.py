@@ -258,8 +258,8 @@ def test_weights_of_batch_normalization_are_not_taken_for_its_own(tmp_path):
     ("options", "message"),
     [
         ({"renorm": True}, "no batch renormalisation"),
-        ({"momentum": 1.5}, "between 0 and 1"),
-        ({"epsilon": -1e-3}, "not be negative"),
+        ({"momentum": 1.5}, "`momentum` must be at least 0 and at most 1"),
+        ({"epsilon": -1e-3}, "`epsilon` must be at least 0"),
     ],
     ids=str,
 )

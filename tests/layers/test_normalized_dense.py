@@ -81,9 +81,18 @@ def test_it_learns_a_classifier():
     assert model.evaluate(x[1400:], y[1400:], verbose=0)[1] > 0.88
 
 
-@pytest.mark.parametrize("options", [{"units": 0}, {"units": 2.5}, {"units": 3, "scale": 0}], ids=str)
-def test_what_makes_no_sense_is_refused(options):
-    with pytest.raises(ValueError, match="must be"):
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"units": 0}, ValueError, "`units` must be at least 1"),
+        ({"units": 2.5}, TypeError, "`units` must be an integer"),
+        ({"units": 3, "scale": 0}, ValueError, "`scale` must be greater than 0"),
+        ({"units": 3, "scale": "16"}, TypeError, "`scale` must be a number"),
+    ],
+    ids=str,
+)
+def test_what_makes_no_sense_is_refused(options, error, message):
+    with pytest.raises(error, match=message):
         kt.layers.NormalizedDense(**options)
 
 

@@ -82,6 +82,13 @@ def test_what_has_no_variance_or_is_no_function_is_refused(activation, match):
         kt.layers.ScaledActivation(activation)
 
 
+def test_integers_are_refused_early_with_what_to_do():
+    layer = kt.layers.ScaledActivation("relu")
+    for x in (np.ones((2, 3), "int32"), keras.Input((3,), dtype="int32")):
+        with pytest.raises(ValueError, match=r"expects inputs in floating point.*int32: cast them first"):
+            layer(x)
+
+
 def test_a_deep_network_of_standardized_kernels_keeps_the_size_of_its_signals():
     x = np.random.default_rng(0).normal(size=(256, 128)).astype("float32")
     for seed in range(30):

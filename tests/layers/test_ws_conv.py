@@ -1,3 +1,5 @@
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -215,10 +217,24 @@ def test_a_kernel_of_one_weight_is_refused_with_the_reason(options, channels):
         layer.build((None, 8, 8, channels))
 
 
-@pytest.mark.parametrize("epsilon", [0, -1e-4])
+@pytest.mark.parametrize("epsilon", [0, -1e-4, float("inf")])
 def test_epsilon_must_be_positive(epsilon):
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="`epsilon` must be greater than 0"):
         kt.layers.WSConv2D(4, 3, epsilon=epsilon)
+
+
+@pytest.mark.parametrize("name", ["Conv1D", "Conv2D", "Conv3D", "DepthwiseConv2D", "Dense"])
+def test_the_signature_names_the_arguments_of_the_keras_layer(name):
+    plain, ours = (
+        inspect.signature(cls).parameters for cls in (getattr(keras.layers, name), getattr(kt.layers, f"WS{name}"))
+    )
+    assert list(ours)[:-3] == list(plain)[:-1]
+    assert list(ours)[-3:] == ["gain", "epsilon", "kwargs"]
+    assert ours["activation"].default is None
+    if name == "Conv2D":  # and they can be given by position, by the name, and from the config
+        layer = kt.layers.WSConv2D(4, 3, 2, "same", gain=False)
+        assert (layer.filters, layer.strides, layer.padding) == (4, (2, 2), "same")
+        assert type(layer).from_config(layer.get_config()).get_config() == layer.get_config()
 
 
 def test_it_learns_without_normalisation():

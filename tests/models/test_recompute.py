@@ -294,6 +294,8 @@ def test_what_cannot_be_cut_says_what_to_do():
         recompute(dense(), 10)
     with pytest.raises(ValueError, match="from 2 to 9"):
         recompute(dense(), 1)
+    with pytest.raises(ValueError, match="`measure` must be at least 1"):
+        recompute(dense(), measure=0)
     with pytest.raises(TypeError, match="segments='half'"):
         recompute(dense(), "half")
     with pytest.raises(ValueError, match=r"\['d0', 'd1'\]\. Received: \['d7'\]"):
