@@ -152,7 +152,11 @@ class _Fusion:
         """The layers for a `TimeDistributed`, with what is inside in plain layers."""
         if layer not in self.plain:
             inner = layer.layer
-            if isinstance(inner, keras.Layer) and callable(getattr(inner, "fused", None)):
+            if isinstance(inner, ReZero | Recompute):
+                shape = layer.get_build_config()["input_shape"]
+                x = keras.Input(batch_shape=(None, *shape[2:]), dtype=inner.compute_dtype)
+                plain = [self.inner(keras.Model(x, inner(x), name=inner.name), inner.name)]
+            elif isinstance(inner, keras.Layer) and callable(getattr(inner, "fused", None)):
                 plain = self.plain_layers(inner)
             else:
                 plain = [self.inner(inner, inner.name)] if _is_graph(inner) else [inner]

@@ -16,12 +16,14 @@ import re
 import subprocess
 import sys
 import tempfile
+import warnings
 
 import keras
 import numpy as np
 from keras import tree
 
 from keras_tricks._arguments import check_count
+from keras_tricks._strategy import scope_of
 from keras_tricks.layers.recompute import Recompute
 from keras_tricks.models._graph import (
     builds_as_keras_does,
@@ -32,6 +34,7 @@ from keras_tricks.models._graph import (
     require_graph,
 )
 from keras_tricks.models._segment import Segment, recorder
+from keras_tricks.models.jit import CompiledCall, jit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +76,8 @@ def recompute(model, segments="sqrt", measure=None):
 
     Args:
         model: A built Sequential or Functional `keras.Model`. If it is compiled, the new one is compiled alike, with
-            a new optimizer.
+            a new optimizer; not so, with a warning, if its loss or metrics cannot be made from their configs. If it
+            comes from `kt.jit`, so does the new one.
         segments: `"sqrt"` for the best number of segments (about the square root of the number of layers); an
             integer for that number, at least 2; or a list of layers or names to cut after. Defaults to `"sqrt"`.
         measure: A batch size, to measure the peak memory of a training step on the CPU before and after, each in a
@@ -110,14 +114,31 @@ def recompute(model, segments="sqrt", measure=None):
             "Wrap blocks in `keras_tricks.layers.Recompute` where you make the model."
         )
     cuts = _cuts(chain, segments)
-    new = _rebuild(graph, [chain[c - 1] for c in cuts])
-    if model.compiled:
-        new.compile_from_config(model.get_compile_config())
+    with scope_of(model):
+        new = _rebuild(graph, [chain[c - 1] for c in cuts])
+        _compile_alike(new, model)
+    if isinstance(model.call, CompiledCall):
+        jit(new)
     new.recompute_report = _report(chain, cuts)
     if measure is not None:
         measured = tuple(_peak_in_a_process(m, measure) for m in (model, new))
         new.recompute_report = dataclasses.replace(new.recompute_report, measured=measured)
     return new
+
+
+def _compile_alike(new, model):
+    if not model.compiled:
+        return
+    try:
+        new.compile_from_config(model.get_compile_config())
+    except (TypeError, ValueError) as error:
+        warnings.warn(
+            f"`recompute`: the new model is not compiled, since what {model.name!r} was compiled with cannot be made "
+            f"again from its config ({type(error).__name__}: {str(error)[:200]}). Compile the new model yourself; a "
+            "loss or metric of your own is made again if it is registered, "
+            "`keras.saving.register_keras_serializable()`.",
+            stacklevel=3,
+        )
 
 
 def _functional(model):

@@ -448,11 +448,12 @@ def test_inputs_are_optional_still_and_models_called_in_training_mode_stay():
 
 def test_tricks_inside_of_time_distributed():
     inner = keras.Sequential([layers.Dense(4, use_bias=False), layers.BatchNormalization(), layers.ReLU()])
-    distributed = [layers.TimeDistributed(x) for x in (kt.layers.WSDense(6), inner, kt.layers.NormalizedDense(3))]
+    tricks = (kt.layers.WSDense(6), inner, kt.layers.ReZero(layers.Dense(4)), kt.layers.NormalizedDense(3))
+    distributed = [layers.TimeDistributed(x) for x in tricks]
     model = randomized(sequential((5, 4), *distributed))
     fused, report = fuse(model, return_report=True)
     assert report.kept == ()
-    assert kinds(fused) == ["TimeDistributed"] * 4
+    assert kinds(fused) == ["TimeDistributed"] * 5
     assert kinds(fused.layers[2].layer) == ["Dense", "ReLU"]
     assert fused.layers[1].name == distributed[0].name
     assert_same(model, fused)

@@ -123,6 +123,7 @@ def test_several_inputs_outputs_and_a_shared_layer():
     np.testing.assert_allclose(*losses, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_masks_pass_the_cuts_without_a_warning():
     def network():
         recurrent = [layers.LSTM(4, return_sequences=True, name=f"l{i}") for i in range(3)]
@@ -252,6 +253,29 @@ def test_a_plan_that_saves_next_to_nothing_is_refused():
         recompute(model)
     report = recompute(model, ["sum"]).recompute_report
     assert report.after > 0.9 * report.before
+
+
+def test_it_is_compiled_under_the_strategy_of_the_model_and_jitted_as_it_is():
+    with runs.strategy_of(2).scope():
+        model = kt.jit(dense())
+        model.compile(kt.LAMB(0.01), "mse", jit_compile=False)
+    new = recompute(model)
+    assert new.distribute_strategy is model.distribute_strategy
+    assert type(new.call) is type(model.call)
+    assert new.compiled
+    x = np.ones((4, 16))
+    new.fit(x, x, verbose=0)
+
+
+def test_what_it_cannot_be_compiled_with_is_said():
+    class OwnLoss(keras.losses.MeanSquaredError):
+        """Not registered."""
+
+    model = dense()
+    model.compile("sgd", OwnLoss())
+    with pytest.warns(UserWarning, match="the new model is not compiled.*Compile the new model yourself"):
+        new = recompute(model)
+    assert not new.compiled
 
 
 class OwnConstructor(keras.Model):
