@@ -33,7 +33,7 @@ class ExtendedBatchNormalization(keras.layers.BatchNormalization):
     into this layer: `from_batch_normalization` converts them. `fused` goes the other way.
 
     Args:
-        *args: Those of `keras.layers.BatchNormalization`, by position or keyword.
+        *args: Those of `BatchNormalization`, by position or keyword.
         synchronized: Whether replicas of a `tf.distribute` strategy share their statistics, which then are those of the
             whole batch. TensorFlow only. Defaults to `False`.
         **kwargs: Those of `keras.layers.BatchNormalization`. `renorm=True` is refused.

@@ -132,10 +132,10 @@ _DOC = """{what} with scaled weight standardisation: a drop-in for `keras.layers
     Weights: those of `{plain}`, and `gain` of shape `{gain}`.
 
     Args:
-        *args: Those of `keras.layers.{plain}`, by position or keyword.
+        *args: Those of `{plain}`, by position or keyword.
         gain: Whether to learn a scale for each output unit, starting at 1. Defaults to `True`.
         epsilon: Lower bound of `var(W) · fan_in`: a kernel smaller than this is not blown up. Defaults to `1e-4`.
-        **kwargs: Those of `keras.layers.{plain}`.
+        **kwargs: Those of `{plain}`, such as `dtype` and `name`.
 
     Input shape, output shape: those of `{plain}`.
 
