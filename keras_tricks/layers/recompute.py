@@ -16,6 +16,7 @@ import keras
 from keras import ops, tree
 
 from keras_tricks._masks import mask_of, with_mask
+from keras_tricks.layers._shared import serialized
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
@@ -160,9 +161,9 @@ class Recompute(keras.layers.Wrapper):
         return self.layer.compute_mask(inputs, previous_mask) if self.layer.supports_masking else None
 
     def get_config(self):
-        config = super().get_config()
+        config = keras.Layer.get_config(self)
         del config["dtype"]
-        return config
+        return {**config, "layer": serialized(self.layer)}
 
 
 def _with_signature_of(layer, function):

@@ -11,6 +11,8 @@ import inspect
 import keras
 from keras import ops
 
+from keras_tricks.layers._shared import serialized
+
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
 class ReZero(keras.layers.Wrapper):
@@ -83,7 +85,11 @@ class ReZero(keras.layers.Wrapper):
         return keras.Operation.compute_output_spec(self, *args, **kwargs)
 
     def get_config(self):
-        return {**super().get_config(), "alpha_initializer": keras.initializers.serialize(self.alpha_initializer)}
+        return {
+            **keras.Layer.get_config(self),
+            "layer": serialized(self.layer),
+            "alpha_initializer": keras.initializers.serialize(self.alpha_initializer),
+        }
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")

@@ -5,6 +5,8 @@ import dataclasses
 import keras
 from keras import tree
 
+from keras_tricks.layers._shared import serialized
+
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Segment(keras.layers.Layer):
         return {
             **super().get_config(),
             "inputs": [x.arguments for x in self.inputs],
-            "operations": [_serialized(operation) for operation in self.operations],
+            "operations": [serialized(operation) for operation in self.operations],
             "calls": [
                 {
                     "operation": call.operation,
@@ -137,14 +139,6 @@ class Segment(keras.layers.Layer):
             for call in config.pop("calls")
         ]
         return cls(inputs, operations, calls, Edge(config.pop("output")), **config)
-
-
-def _serialized(operation):
-    """The config of an operation that other segments, or the model, may hold too."""
-    # When a model is saved, what occurs a second time gets an id, by which it is one object again when it is loaded.
-    # Keras notes the id in the first config afterwards too, but that of a layer inside another was copied meanwhile.
-    keras.saving.serialize_keras_object(operation)
-    return keras.saving.serialize_keras_object(operation)
 
 
 def recorder(calls):

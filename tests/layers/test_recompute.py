@@ -5,6 +5,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_tricks.layers.recompute import Recompute
+from keras_tricks.layers.rezero import ReZero
 from keras_tricks.models.recompute import recompute
 from tests import runs
 
@@ -404,3 +405,13 @@ def check_on_jax():
 @pytest.mark.slow  # the contract on JAX trains with it too
 def test_on_jax():
     runs.on_jax("from tests.layers import test_recompute as t; t.check_on_jax()")
+
+
+@pytest.mark.parametrize("wrap", [Recompute, lambda layer: ReZero(layer, "ones")], ids=["Recompute", "ReZero"])
+def test_a_layer_in_two_wrappers_is_one_layer_in_the_file_too(wrap, tmp_path):
+    shared, x = layers.Dense(6), keras.Input((6,))
+    model = keras.Model(x, wrap(shared)(wrap(shared)(x)))
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    assert len(loaded.weights) == len(model.weights)
+    np.testing.assert_array_equal(loaded(numbers(2, 6)), model(numbers(2, 6)))
