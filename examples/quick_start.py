@@ -95,7 +95,7 @@ def compare(options, strategy):
     _, plain, plain_cells = train(train_set, test_set, False, options, strategy)
     model, tricks, tricks_cells = train(train_set, test_set, True, options, strategy)
 
-    columns = ("", "test accuracy", "seconds", "ms a step", "optimizer state, bytes", "images read")
+    columns = ("", "test accuracy", "seconds", "ms a step", "state, bytes", "images read")
     title = f"{options.data}, {strategy.num_replicas_in_sync} replica(s), {options.precision}"
     table = rich.table.Table(*columns, title=title + (", XLA" if options.xla else ""))
     table.add_row("plain Keras", *plain_cells)
