@@ -654,11 +654,8 @@ def find(name):
     found = [n for n in names if letters and letters in re.sub(r"[^a-z0-9]", "", n)]
     close = dict.fromkeys(names[n] for n in found or difflib.get_close_matches(wanted, names, n=3, cutoff=0.4))
     *first, last = close or [""]
-    hint = (
-        f"Did you mean {', '.join(first)}{' or ' * bool(first)}{last}?"
-        if close
-        else "`python -m keras_tricks list` shows all."
-    )
+    meant = f"Did you mean {', '.join(first)}{' or ' * bool(first)}{last}?"
+    hint = meant if close else "`python -m keras_tricks list` shows all."
     raise KeyError(f"There is no trick called {name!r}. {hint}")
 
 
