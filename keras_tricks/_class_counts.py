@@ -10,7 +10,9 @@ def as_class_counts(class_counts):
 
         class_counts = data.class_counts(class_counts)
     counts = np.asarray(class_counts)
-    if counts.ndim != 1 or not np.issubdtype(counts.dtype, np.integer) or (counts < 0).any() or not counts.any():
+    # Sums of one-hot rows are whole numbers in floating point. Above 2^53 those are not exact.
+    numbers = counts.dtype.kind in "iu" or (counts.dtype.kind == "f" and (np.abs(counts) <= 2**53).all())
+    if counts.ndim != 1 or not numbers or (counts % 1 != 0).any() or (counts < 0).any() or not counts.any():
         raise ValueError(
             "`class_counts` must be whole numbers, one a class, not negative and not all 0, as `data.class_counts` "
             f"gives. Received: {class_counts!r}"

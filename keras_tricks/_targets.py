@@ -79,6 +79,26 @@ class Targets:
         )
 
 
+def label_tensor(y_true):
+    """Labels as a dense tensor of numbers; raises TypeError for what cannot be one."""
+    if isinstance(y_true, dict):
+        raise TypeError(
+            f"Labels must be one tensor; of several, each output takes its own. Received: a dict of {list(y_true)}"
+        )
+    if hasattr(y_true, "row_splits") or hasattr(y_true, "dense_shape"):  # TensorFlow's ragged and sparse tensors
+        raise TypeError(
+            "Labels must be dense: pad ragged ones, `dataset.padded_batch(...)`, and give the padding a "
+            f"`sample_weight` of 0. Received: labels of type {type(y_true).__name__}"
+        )
+    labels = ops.convert_to_tensor(y_true)
+    if keras.backend.standardize_dtype(labels.dtype) == "string":
+        raise TypeError(
+            "Labels must be whole numbers or class probabilities. Map strings to whole numbers first: "
+            "keras.layers.StringLookup(vocabulary=..., num_oov_indices=0). Received: labels of dtype string"
+        )
+    return labels
+
+
 def weights_of(targets, sample_weight, mask):
     """The weight of each label, of their shape; either may be `None`."""
     weights = ops.ones(ops.shape(targets.valid), "float32")

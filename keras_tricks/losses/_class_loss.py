@@ -5,12 +5,15 @@ import numpy as np
 from keras import ops
 
 from keras_tricks._class_counts import as_class_counts
-from keras_tricks._masks import mask_of
-from keras_tricks._targets import Targets, at_the_labels, weights_of
+from keras_tricks._masks import mask_of, with_mask
+from keras_tricks._targets import Targets, at_the_labels, label_tensor, weights_of
+from keras_tricks.losses._logits import logits_of
 
 
 class ClassLoss(keras.losses.Loss):
     """A loss on logits of shape `(..., classes)`, for labels that are integers or class probabilities.
+
+    Where the outputs come from a softmax or sigmoid, it takes the logits behind them, with a warning.
 
     It is computed in float32, or float64 if that is Keras' float type. A label that is none of the classes raises
     ValueError in eager mode; in a compiled step its loss is NaN, and its gradient 0. Where the weight is 0, labels may
@@ -18,6 +21,8 @@ class ClassLoss(keras.losses.Loss):
 
     A subclass has `losses(targets, logits)`, the loss of each example.
     """
+
+    applies = "Softmax"  # to the logits
 
     def __init__(self, from_logits, reduction, name):
         # In half precision labels above 2048 could not be told apart.
@@ -29,15 +34,18 @@ class ClassLoss(keras.losses.Loss):
             )
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+        y_true, y_pred = label_tensor(y_true), ops.convert_to_tensor(y_pred)
         self.check_logits(y_pred)
-        targets = Targets(y_true, y_pred)
-        weights = weights_of(targets, sample_weight, mask_of(y_pred))
+        targets, mask = Targets(y_true, y_pred), mask_of(y_pred)
+        weights = weights_of(targets, sample_weight, mask)
         targets.check(weights)
         if sample_weight is not None:
             sample_weight = at_the_labels(targets, sample_weight)
+        logits = logits_of(y_pred, weights, type(self).__name__, self.applies)
+        if mask is not None and logits is not y_pred:
+            logits = with_mask(logits, mask=mask)
         # What does not count may be anything, as a label that marks padding.
-        return super().__call__(targets.replaced(weights == 0), y_pred, sample_weight)
+        return super().__call__(targets.replaced(weights == 0), logits, sample_weight)
 
     def check_logits(self, y_pred):
         if len(y_pred.shape) < 2 or y_pred.shape[-1] is None:

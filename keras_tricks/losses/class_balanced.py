@@ -72,6 +72,7 @@ class ClassBalanced(ClassCountsLoss):
         if base not in BASES:
             raise ValueError(f"`base` must be one of {', '.join(BASES)}. Received: base={base!r}")
         self.base = base
+        self.applies = "Sigmoid" if base.startswith("sigmoid") else "Softmax"
         self.gamma = check_gamma(gamma)
         super().__init__(class_counts, from_logits, reduction, name)
 

@@ -90,9 +90,8 @@ def _modulated(crossentropy, gamma):
 def _checked_alpha(alpha):
     if alpha is None:
         return None
-    values = np.asarray(alpha)
-    if values.ndim > 1 or values.dtype.kind not in "fiu" or not np.isfinite(values).all() or (values < 0).any():
-        raise ValueError(
-            f"`alpha` must be None, a number or a list of one a class, finite and not negative. Received: {alpha!r}"
-        )
-    return values.astype("float64").tolist()
+    if np.ndim(alpha) == 0:
+        return check_number("alpha", alpha, at_least=0)
+    if np.ndim(alpha) > 1 or np.size(alpha) == 0:
+        raise ValueError(f"`alpha` must be None, a number or a list of one a class. Received: alpha={alpha!r}")
+    return [check_number("alpha", value, at_least=0) for value in alpha]

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_tricks._masks import mask_of
-from keras_tricks._targets import Targets, weights_of
+from keras_tricks._targets import Targets, label_tensor, weights_of
 
 SUMS = 4096  # over all classes; see MeanRecall
 
@@ -80,7 +80,7 @@ def examine(y_true, y_pred, sample_weight=None, mask=None):
     Raises:
         ValueError: For shapes that do not fit; where values can be seen, also for labels that are none of the classes.
     """
-    targets = Targets(ops.convert_to_tensor(y_true), y_pred)
+    targets = Targets(label_tensor(y_true), y_pred)
     weights = weights_of(targets, sample_weight, mask)
     wrong = targets.check(weights)
     labels = targets.labels if targets.rows is None else _argmax(targets.rows)
