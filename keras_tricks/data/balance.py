@@ -14,14 +14,12 @@ Kang et al., 2020, arXiv:1910.09217 (the q, and the progressive form); repeat fa
 arXiv:1908.03195.
 """
 
-import numbers
-
 import numpy as np
 
-from keras_tricks._arguments import check_count
+from keras_tricks._arguments import check_count, check_number
 from keras_tricks._class_counts import as_class_counts
 from keras_tricks.data._element import require_dataset, require_tensorflow, tf
-from keras_tricks.data._labels import integer_label, label_batches
+from keras_tricks.data._labels import label_batches, one_label
 
 _BATCH = 128  # the size of batch that the automatic shuffle buffer spreads the repeats over
 
@@ -33,7 +31,8 @@ def class_counts(dataset, num_classes=None, label=None):
     the dataset before images are decoded.
 
     Args:
-        dataset: A finite `tf.data.Dataset`, batched or not. Every integer in its labels is counted.
+        dataset: A finite `tf.data.Dataset`, batched or not. Every integer in its labels is counted, also one that is
+            stored as a float.
         num_classes: Number of classes, so that those without examples are counted too. Defaults to the largest label
             plus one.
         label: Where the label of an element is: an index, a dict's key, a named tuple's field, or a function from the
@@ -43,8 +42,9 @@ def class_counts(dataset, num_classes=None, label=None):
         An int64 array of shape `(num_classes,)`.
 
     Raises:
-        TypeError: If the labels are not integers (take `label=lambda x, y: tf.argmax(y, -1)` for one-hot labels).
-        ValueError: If the dataset has no end or no elements, or a label is negative or at least `num_classes`.
+        TypeError: If the labels are not whole numbers, or there are several (choose one by `label=`).
+        ValueError: If the dataset has no end or no elements, a label is negative or at least `num_classes`, or the
+            labels are one-hot (take `label=lambda x, y: tf.argmax(y, -1)`).
         RuntimeError: On a backend other than TensorFlow.
 
     Example:
@@ -54,13 +54,14 @@ def class_counts(dataset, num_classes=None, label=None):
     array([1, 0, 3, 0])
     """
     require_tensorflow("class_counts")
+    num_classes = None if num_classes is None else check_count("num_classes", num_classes)
     counts = np.zeros(0, np.int64)
     for labels in label_batches(dataset, label, "class_counts"):
         if labels.size and (labels.min() < 0 or (num_classes is not None and labels.max() >= num_classes)):
             wrong = labels.min() if labels.min() < 0 else labels.max()
-            raise ValueError(
-                f"Labels must be in 0..{'' if num_classes is None else num_classes - 1}. Received a label {wrong}"
-            )
+            hint = " If it marks padding, leave it out: `label=lambda x, y: y[y >= 0]`." if wrong < 0 else ""
+            allowed = f"0..{'' if num_classes is None else num_classes - 1}"
+            raise ValueError(f"Labels must be in {allowed}. Received a label {wrong}.{hint}")
         more = np.bincount(labels, minlength=max(len(counts), num_classes or 0))
         more[: len(counts)] += counts
         counts = more
@@ -82,8 +83,9 @@ def class_balanced(class_counts, q=0.0, label=None, seed=None, epochs=None, star
         q: Exponent: 0 (default) draws all classes equally often, 0.5 is square-root sampling, 1 leaves the data as
             they are, negative ones favour rare classes.
         label: Where the label of an element is, as in `data.class_counts`. Defaults to the second part.
-        seed: Int. Fixes, with the epoch's number, which elements are left out, and the shuffle. Defaults to a number
-            drawn from NumPy, which `keras.utils.set_random_seed` fixes.
+        seed: Int. Fixes, with the epoch's number, which elements are left out, and the order of the shuffle, so that a
+            resumed run goes on in the same order. Defaults to a number drawn from NumPy, which
+            `keras.utils.set_random_seed` fixes.
         epochs: If given, balances progressively: the first epoch draws as the data are, and the weight of `q` grows by
             `1 / epochs` each epoch, to 1. Defaults to `None`, which is `q` from the start.
         start_epoch: First epoch that is re-sampled, counted from 0 (deferred re-sampling): before it, each element is
@@ -98,6 +100,7 @@ def class_balanced(class_counts, q=0.0, label=None, seed=None, epochs=None, star
         once half of it was read, so a look at the first batch does not.
 
     Raises:
+        TypeError: If an argument is not of its kind, or the labels are not integers.
         ValueError: If an argument is out of range, or the dataset's size, known or found in the pass, is not the
             counts' sum.
         RuntimeError: On a backend other than TensorFlow.
@@ -116,19 +119,13 @@ def class_balanced(class_counts, q=0.0, label=None, seed=None, epochs=None, star
     """
     require_tensorflow("class_balanced")
     counts = as_class_counts(class_counts)
-    if isinstance(q, bool) or not isinstance(q, numbers.Real) or not np.isfinite(q):
-        raise ValueError(f"`q` must be a finite number. Received: {q!r}")
-    check_count("start_epoch", start_epoch, at_least=0)
-    for name, value, least in (("epochs", epochs, 1), ("seed", seed, 0)):
-        if value is not None and not _is_int(value, least):
-            raise ValueError(f"`{name}` must be None or an int of at least {least}. Received: {value!r}")
-    if shuffle_buffer not in (None, "auto") and not _is_int(shuffle_buffer, 1):
-        raise ValueError(f'`shuffle_buffer` must be "auto", None or an int of at least 1. Received: {shuffle_buffer!r}')
-    return _Balancing(counts, float(q), label, seed, epochs, start_epoch, shuffle_buffer)
-
-
-def _is_int(value, least):
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least
+    q = check_number("q", q)
+    start_epoch = check_count("start_epoch", start_epoch, at_least=0)
+    epochs = None if epochs is None else check_count("epochs", epochs)
+    seed = None if seed is None else check_count("seed", seed, at_least=0)
+    if shuffle_buffer is not None and not (isinstance(shuffle_buffer, str) and shuffle_buffer == "auto"):
+        shuffle_buffer = check_count("shuffle_buffer", shuffle_buffer)
+    return _Balancing(counts, q, label, seed, epochs, start_epoch, shuffle_buffer)
 
 
 class _Balancing:
@@ -136,7 +133,7 @@ class _Balancing:
 
     def __init__(self, counts, q, label, seed, epochs, start_epoch, shuffle_buffer):
         self._counts, self._q, self._label, self._epochs, self._start_epoch = counts, q, label, epochs, start_epoch
-        self._seed = int(np.random.randint(2**31)) if seed is None else int(seed)
+        self._seed = int(np.random.randint(2**31)) if seed is None else seed
         self.epoch = 0
         if shuffle_buffer == "auto":
             used = counts > 0
@@ -174,12 +171,7 @@ class _Balancing:
 
         @tf.autograph.experimental.do_not_convert
         def numbered(seen, element):
-            label = integer_label(element, self._label)
-            if label.shape.rank != 0:
-                raise ValueError(
-                    "`class_balanced` needs one label an element; place it before `batch`. Received: labels of shape "
-                    f"{label.shape}"
-                )
+            label = one_label("class_balanced", element, self._label)
             known = tf.debugging.Assert(
                 (label >= 0) & (label < len(self._counts)),
                 [f"class_balanced: a label outside of the {len(self._counts)} classes of `class_counts`:", label],
@@ -193,7 +185,7 @@ class _Balancing:
 
         @tf.autograph.experimental.do_not_convert
         def one_epoch(_):
-            draws, offsets = tf.numpy_function(self._plan, [], (tf.int64, tf.int64))
+            draws, offsets, seed = tf.numpy_function(self._plan, [], (tf.int64, tf.int64, tf.int64))
 
             @tf.autograph.experimental.do_not_convert
             def repeated(label, place, element):
@@ -206,12 +198,16 @@ class _Balancing:
                     before, after = ((k * drawn + offset) // count for k in (place, place + 1))
                 return tf.data.Dataset.from_tensors(element).repeat(after - before)
 
-            return elements.flat_map(repeated)
+            drawn = elements.flat_map(repeated)
+            if self._shuffle_buffer is None:
+                return drawn
+            # The order depends on the epoch, not on how many passes this process made, nor on TensorFlow's global seed.
+            tf.compat.v1.get_default_graph().seed = 1
+            seed.set_shape(())
+            return drawn.shuffle(self._shuffle_buffer, seed=seed, reshuffle_each_iteration=False)
 
         balanced = tf.data.Dataset.from_tensors(0).flat_map(one_epoch)
         balanced = balanced.apply(tf.data.experimental.assert_cardinality(total))
-        if self._shuffle_buffer is not None:
-            balanced = balanced.shuffle(self._shuffle_buffer, seed=self._seed)
 
         @tf.autograph.experimental.do_not_convert
         def watched(position, element):
@@ -225,9 +221,10 @@ class _Balancing:
         return balanced.enumerate().map(watched)
 
     def _plan(self):
-        """Draws and offsets of an epoch: the same ones whenever it starts, so that a peek changes nothing."""
+        """Draws, offsets and the shuffle's seed of an epoch: always the same, so that a peek changes nothing."""
         random = np.random.default_rng([self._seed, self.epoch])
-        return self.draws(), random.integers(0, np.maximum(self._counts, 1))
+        offsets = random.integers(0, np.maximum(self._counts, 1))
+        return self.draws(), offsets, random.integers(2**31 - 1)
 
     def _half_read(self):
         self.epoch += 1

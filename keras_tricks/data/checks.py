@@ -5,9 +5,9 @@ an element to it, which gets a tuple's parts as several arguments, as in `Datase
 """
 
 import dataclasses
-import numbers
 from collections.abc import Callable
 
+from keras_tricks._arguments import check_count, check_number
 from keras_tricks.data._element import called_with, flat_values, label_of, picked, require_tensorflow, tf
 
 # What a corrupt element causes; not what a machine in trouble does, nor an iterator that is given up.
@@ -56,8 +56,7 @@ def finite(part=None):
 def valid_label(num_classes, label=None):
     """Integer labels in `0 .. num_classes - 1`. `label` names them as a `part`; by default, the second part."""
     require_tensorflow("valid_label")
-    if isinstance(num_classes, bool) or not isinstance(num_classes, numbers.Integral) or num_classes < 1:
-        raise ValueError(f"`num_classes` must be an int of at least 1. Received: {num_classes!r}")
+    num_classes = check_count("num_classes", num_classes)
 
     def test(element):
         labels = flat_values(label_of(element, label))
@@ -71,7 +70,7 @@ def valid_label(num_classes, label=None):
 def within(low, high, part):
     """All numbers of `part` in `low .. high`, both included. NaN is not."""
     require_tensorflow("within")
-    if not low <= high:
+    if check_number("low", low, finite=False) > check_number("high", high, finite=False):
         raise ValueError(f"`low` must be at most `high`. Received: low={low}, high={high}")
 
     def test(element):
@@ -112,8 +111,7 @@ def dtype(expected, part):
 def min_length(length, part):
     """A string of at least `length` characters without the white space around it, or as many entries of a sequence."""
     require_tensorflow("min_length")
-    if isinstance(length, bool) or not isinstance(length, numbers.Integral) or length < 1:
-        raise ValueError(f"`length` must be an int of at least 1. Received: {length!r}")
+    length = check_count("length", length)
 
     def test(element):
         x = picked(element, part)

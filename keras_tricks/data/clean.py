@@ -11,10 +11,13 @@ import dataclasses
 import itertools
 import logging
 
+from keras_tricks._arguments import check_flag
 from keras_tricks.data import checks as ready_checks
 from keras_tricks.data._element import called_with, require_dataset, require_tensorflow, tf
 
 _KEPT = -1  # what stands for "no check fails"
+_TOLD = 10  # positions that a sentence names
+_REMEMBERED = 1000  # positions that `positions` holds, of each reason
 _logger = logging.getLogger("keras_tricks")
 
 
@@ -40,7 +43,8 @@ def drop_corrupt(checks=None, on_error="drop", count_first=False):
     Returns:
         A function from `tf.data.Dataset` to `tf.data.Dataset`, with, of the newest finished pass (or, before there is
         one, of the pass that runs): `counts`, a dict from each reason to the number dropped; `seen`, `kept`, `dropped`;
-        `positions`, a dict from each reason to the first ten positions in the dataset; and `str(...)`, all in words.
+        `positions`, a dict from each reason to the first thousand positions in the dataset, counted from 0; and
+        `str(...)`, all in words.
 
     Raises:
         TypeError: If a check is not one, or cannot be made of such elements.
@@ -62,7 +66,7 @@ def drop_corrupt(checks=None, on_error="drop", count_first=False):
     require_tensorflow("drop_corrupt")
     if on_error not in ("drop", "raise"):
         raise ValueError(f'`on_error` must be "drop" or "raise". Received: {on_error!r}')
-    return _Cleaning(_as_checks(checks), on_error, count_first)
+    return _Cleaning(_as_checks(checks), on_error, check_flag("count_first", count_first))
 
 
 def _as_checks(checks):
@@ -161,14 +165,14 @@ class _Cleaning:
     def _in_words(self, walk):
         dropped = sum(walk.counts.values())
         if not dropped:
-            return f"drop_corrupt: none of {walk.seen:,} elements is corrupt"
+            return f"drop_corrupt found none of {walk.seen:,} elements corrupt."
         reasons = []
         for check in self._checks:
             count, first = walk.counts[check.reason], walk.positions[check.reason]
             if count:
-                places = ", ".join(map(str, first)) + (", ..." if count > len(first) else "")
-                reasons.append(f"{count:,} {check.reason} (at {places})")
-        return f"drop_corrupt: dropped {dropped:,} of {walk.seen:,} elements: {'; '.join(reasons)}"
+                places = ", ".join(map(str, first[:_TOLD])) + (", ..." if count > _TOLD else "")
+                reasons.append(f'{count:,} for "{check.reason}", at position{"s" * (count > 1)} {places}')
+        return f"drop_corrupt dropped {dropped:,} of {walk.seen:,} elements: {'; '.join(reasons)}."
 
     def _first_failure(self, element):
         """The index of the first check that the element fails, or _KEPT."""
@@ -188,7 +192,9 @@ class _Cleaning:
         def checked(position, element):
             failure = self._first_failure(element)
             reason = tf.gather([check.reason for check in self._checks], tf.maximum(failure, 0))
-            message = tf.strings.join(["drop_corrupt: element ", tf.strings.as_string(position), ": ", reason])
+            message = tf.strings.join(
+                ["drop_corrupt: the element at position ", tf.strings.as_string(position), " is corrupt: ", reason]
+            )
             with tf.control_dependencies([tf.debugging.Assert(failure < 0, [message])]):
                 return tf.nest.map_structure(tf.identity, element, expand_composites=True)
 
@@ -245,13 +251,13 @@ class _Cleaning:
         reason = self._checks[int(failure)].reason
         walk = self._running[int(number)]
         walk.counts[reason] += 1
-        if len(walk.positions[reason]) < 10:
+        if len(walk.positions[reason]) < _REMEMBERED:
             walk.positions[reason].append(int(position))
         if reason not in self._told:
             self._told.add(reason)
             _logger.warning(
-                "drop_corrupt: element %d is dropped: %s. More of this kind are only counted; the totals follow at "
-                "the end of the pass.",
+                'drop_corrupt dropped the element at position %d for "%s". More of this kind are only counted, and the '
+                "totals follow at the end of the pass.",
                 position,
                 reason,
             )
@@ -264,5 +270,5 @@ class _Cleaning:
         dropped = sum(walk.counts.values())
         _logger.log(logging.WARNING if dropped else logging.INFO, "%s", self._in_words(walk))
         if dropped and dropped == walk.seen:
-            raise ValueError(f"nothing is left. {self._in_words(walk)}. Do the checks fit the data?")
+            raise ValueError(f"nothing is left. {self._in_words(walk)} Do the checks fit the data?")
         return 0

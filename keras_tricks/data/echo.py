@@ -8,12 +8,13 @@ no time.
 
 import fractions
 import math
-import numbers
 
+from keras_tricks._arguments import check_count, check_number
 from keras_tricks.data._element import require_dataset, require_tensorflow, tf
 
 # Elements up to this many bytes are copied, larger ones repeated by reference: the two cost the same at 12 to 24 kB.
 _SMALL = 8192
+_MOST = 10**6  # with more, positions times the factor's numerator would leave int64 in a long pass
 
 
 def echo(factor, shuffle_buffer=None, seed=None):
@@ -28,9 +29,9 @@ def echo(factor, shuffle_buffer=None, seed=None):
     `floor(n * factor)` for `n` elements.
 
     Args:
-        factor: How often to use each element, at least 1. Fractions repeat in a fixed pattern: 1.5 gives 1, 2, 1, 2,
-            and so on. Taken as the decimal it is written as, so 100 elements at 1.15 are 115. A factor of 1 leaves the
-            dataset as it is.
+        factor: How often to use each element, from 1 to a million. Fractions repeat in a fixed pattern: 1.5 gives 1,
+            2, 1, 2, and so on. Taken as the decimal it is written as, so 100 elements at 1.15 are 115. A factor of 1
+            leaves the dataset as it is.
         shuffle_buffer: If given, shuffle the repeats with a buffer of so many elements, so that equal ones do not
             follow each other. A buffer of `factor * batch_size` or more spreads them over batches. It holds that many
             elements in memory. Defaults to `None`.
@@ -40,8 +41,8 @@ def echo(factor, shuffle_buffer=None, seed=None):
         A function from `tf.data.Dataset` to `tf.data.Dataset`.
 
     Raises:
-        TypeError: If `factor` is not a number, or what it is applied to is not a dataset.
-        ValueError: If `factor` is below 1 or not finite, or `shuffle_buffer` below 1.
+        TypeError: If an argument is not a number, or what it is applied to is not a dataset.
+        ValueError: If `factor` is out of range or not finite, `shuffle_buffer` below 1, or `seed` negative.
         RuntimeError: On a backend other than TensorFlow.
 
     Example:
@@ -54,16 +55,9 @@ def echo(factor, shuffle_buffer=None, seed=None):
         Echoing", 2019, arXiv:1907.05550.
     """
     require_tensorflow("echo")
-    if isinstance(factor, bool) or not isinstance(factor, numbers.Real):
-        raise TypeError(f"`factor` must be a number of at least 1. Received: factor={factor!r}")
-    if not 1 <= factor < float("inf"):
-        raise ValueError(
-            f"`factor` must be finite and at least 1; to use fewer examples, use `dataset.take`. Received: {factor}"
-        )
-    if shuffle_buffer is not None and (
-        isinstance(shuffle_buffer, bool) or not isinstance(shuffle_buffer, numbers.Integral) or shuffle_buffer < 1
-    ):
-        raise ValueError(f"`shuffle_buffer` must be None or an int of at least 1. Received: {shuffle_buffer!r}")
+    check_number("factor", factor, at_least=1, at_most=_MOST, hint=" To use fewer examples, use `dataset.take`.")
+    shuffle_buffer = None if shuffle_buffer is None else check_count("shuffle_buffer", shuffle_buffer)
+    seed = None if seed is None else check_count("seed", seed, at_least=0)
     exact = fractions.Fraction(str(factor)).limit_denominator(10**6)
 
     def transform(dataset):

@@ -11,11 +11,11 @@ import contextlib
 import dataclasses
 import gc
 import math
-import numbers
 import time
 
 import keras
 
+from keras_tricks._arguments import check_count, check_flag, check_number
 from keras_tricks.data._element import require_dataset, require_tensorflow, tf
 from keras_tricks.models._restored import restored
 
@@ -96,7 +96,7 @@ def measure_echo_factor(dataset, step, downstream=None, seconds=5.0, sample=256,
         string, it says in words what to do.
 
     Raises:
-        TypeError: If `dataset` is not a dataset, or `step` neither a model nor a function.
+        TypeError: If `dataset` is not a dataset, `step` neither a model nor a function, or an argument not of its kind.
         ValueError: If the model is not compiled, an argument is out of range, or the dataset has no elements or
             `downstream` makes no batch of them.
         RuntimeError: On a backend other than TensorFlow.
@@ -116,9 +116,8 @@ def measure_echo_factor(dataset, step, downstream=None, seconds=5.0, sample=256,
     """
     require_tensorflow("measure_echo_factor")
     require_dataset("measure_echo_factor", dataset)
-    for name, value in (("seconds", seconds), ("sample", sample)):
-        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < float("inf"):
-            raise ValueError(f"`{name}` must be a number above 0. Received: {value!r}")
+    seconds, sample = check_number("seconds", seconds, above=0), check_count("sample", sample)
+    check_flag("verbose", verbose)
     if isinstance(step, keras.Model):
         if getattr(step, "optimizer", None) is None:
             raise ValueError("The model is not compiled, so it has no training step to time. Call `compile` first.")
@@ -130,7 +129,7 @@ def measure_echo_factor(dataset, step, downstream=None, seconds=5.0, sample=256,
 
     with _progress(verbose) as show:
         an_element = _reading(dataset, seconds, show("Reading alone", seconds))
-        kept = dataset.take(int(sample)).cache()
+        kept = dataset.take(sample).cache()
         if not sum(1 for _ in _indices(kept)):
             raise ValueError("The dataset has no elements.")
         drawn = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, default_value=0)

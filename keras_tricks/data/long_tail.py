@@ -6,12 +6,11 @@
 Cao et al., 2019, arXiv:1906.07413, whose code gives these very counts (5000, 2997, ..., 50 for CIFAR-10 and 100).
 """
 
-import numbers
-
 import numpy as np
 
+from keras_tricks._arguments import check_count, check_number
 from keras_tricks.data._element import require_dataset, require_tensorflow, tf
-from keras_tricks.data._labels import integer_label, label_batches
+from keras_tricks.data._labels import label_batches, one_label
 
 
 def make_long_tailed(num_classes, imbalance=100, profile="exp", label=None, seed=0):
@@ -35,6 +34,7 @@ def make_long_tailed(num_classes, imbalance=100, profile="exp", label=None, seed
         has enough examples; for a balanced set it is that of a class.
 
     Raises:
+        TypeError: If an argument is not of its kind, or the labels are not integers.
         ValueError: If an argument is out of range, the dataset is batched or has no end, a label is not in
             `0..num_classes - 1`, or a class would be left without examples.
         RuntimeError: On a backend other than TensorFlow.
@@ -51,14 +51,11 @@ def make_long_tailed(num_classes, imbalance=100, profile="exp", label=None, seed
         Label-Distribution-Aware Margin Loss", 2019, arXiv:1906.07413.
     """
     require_tensorflow("make_long_tailed")
-    if isinstance(num_classes, bool) or not isinstance(num_classes, numbers.Integral) or num_classes < 2:
-        raise ValueError(f"`num_classes` must be an int of at least 2. Received: {num_classes!r}")
-    if isinstance(imbalance, bool) or not isinstance(imbalance, numbers.Real) or not 1 <= imbalance < float("inf"):
-        raise ValueError(f"`imbalance` must be finite and at least 1. Received: {imbalance!r}")
+    num_classes = check_count("num_classes", num_classes, at_least=2)
+    imbalance = check_number("imbalance", imbalance, at_least=1)
     if profile not in ("exp", "step"):
         raise ValueError(f'`profile` must be "exp" or "step". Received: {profile!r}')
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
-        raise ValueError(f"`seed` must be an int of at least 0. Received: {seed!r}")
+    seed = check_count("seed", seed, at_least=0)
 
     def transform(dataset):
         require_dataset("make_long_tailed", dataset)
@@ -71,12 +68,7 @@ def make_long_tailed(num_classes, imbalance=100, profile="exp", label=None, seed
 
         @tf.autograph.experimental.do_not_convert
         def is_kept(position, element):
-            found = integer_label(element, label)
-            if found.shape.rank != 0:
-                raise ValueError(
-                    "`make_long_tailed` needs one label an element; place it before `batch`. Received: labels of shape "
-                    f"{found.shape}"
-                )
+            found = one_label("make_long_tailed", element, label)
             as_before = (position < len(labels)) & tf.equal(
                 found, tf.gather(labels, tf.minimum(position, len(labels) - 1))
             )

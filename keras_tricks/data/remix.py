@@ -7,10 +7,9 @@
 Chou et al., 2020, arXiv:2007.03943. Plain mixup and CutMix are `keras.layers.MixUp` and `keras.layers.CutMix`.
 """
 
-import numbers
-
 import numpy as np
 
+from keras_tricks._arguments import check_count, check_number
 from keras_tricks._class_counts import as_class_counts
 from keras_tricks.data._element import require_dataset, require_tensorflow, tf
 
@@ -38,7 +37,7 @@ def remix(class_counts, alpha=1.0, kappa=3.0, tau=0.5, seed=None):
 
     Raises:
         ValueError: If an argument is out of range, or the elements are not such batches.
-        TypeError: If `x` is of an integer dtype.
+        TypeError: If an argument is not a number, or `x` is of an integer dtype, ragged or sparse.
         RuntimeError: On a backend other than TensorFlow.
 
     Example:
@@ -54,12 +53,10 @@ def remix(class_counts, alpha=1.0, kappa=3.0, tau=0.5, seed=None):
     """
     require_tensorflow("remix")
     counts = as_class_counts(class_counts).astype(np.float32)
-    if not (isinstance(alpha, numbers.Real) and 0 < alpha < float("inf")):
-        raise ValueError(f"`alpha` must be a number above 0. Received: {alpha!r}")
-    if not (isinstance(kappa, numbers.Real) and kappa >= 1):
-        raise ValueError(f"`kappa` must be a number of at least 1. Received: {kappa!r}")
-    if not (isinstance(tau, numbers.Real) and 0 <= tau <= 1):
-        raise ValueError(f"`tau` must be a number in 0..1. Received: {tau!r}")
+    alpha = check_number("alpha", alpha, above=0)
+    kappa = check_number("kappa", kappa, at_least=1, finite=False)
+    tau = check_number("tau", tau, at_least=0, at_most=1)
+    seed = None if seed is None else check_count("seed", seed, at_least=0)
 
     def transform(dataset):
         require_dataset("remix", dataset)
@@ -75,7 +72,7 @@ def remix(class_counts, alpha=1.0, kappa=3.0, tau=0.5, seed=None):
             one_hot = _one_hot(y, len(counts))
             size = tf.shape(one_hot)[0]
             partner = tf.random.experimental.stateless_shuffle(tf.range(size), seed=seeds)
-            a, b = tf.unstack(tf.random.stateless_gamma([2, size], seed=seeds + 1, alpha=float(alpha)), num=2)
+            a, b = tf.unstack(tf.random.stateless_gamma([2, size], seed=seeds + 1, alpha=alpha), num=2)
             # Both are 0 where a small alpha underflows; then one of the two examples is taken as it is.
             lam = tf.math.divide_no_nan(a, a + b)
             frequency = tf.linalg.matvec(one_hot, counts)
@@ -92,16 +89,27 @@ def remix(class_counts, alpha=1.0, kappa=3.0, tau=0.5, seed=None):
 
 
 def _one_hot(y, num_classes):
-    if y.dtype.is_integer and (y.shape.rank == 1 or (y.shape.rank == 2 and y.shape[1] == 1)):
-        y = tf.reshape(y, [-1])
-        known = tf.debugging.Assert(
-            tf.reduce_all((y >= 0) & (tf.cast(y, tf.int64) < num_classes)),
-            [f"remix: labels outside of the {num_classes} classes of `class_counts`:", y],
+    if not isinstance(y, tf.Tensor):
+        raise ValueError(
+            "`remix` needs one dense tensor of labels; of several, choose one: `dataset.map(lambda x, y: (x, "
+            f'y["name"]))`. Received: labels {y}'
         )
-        with tf.control_dependencies([known]):
-            return tf.one_hot(y, num_classes)
-    if y.shape.rank == 2 and y.shape[1] == num_classes:
-        return tf.cast(y, tf.float32)
+    if y.dtype.is_integer or y.dtype.is_floating or y.dtype.is_bool:
+        if y.shape.rank == 1 or (y.shape.rank == 2 and y.shape[1] == 1):
+            given, y = y, tf.cast(tf.reshape(y, [-1]), tf.int64)
+            whole = (
+                y == tf.cast(given, tf.int64)
+                if given.dtype.is_bool
+                else tf.cast(y, given.dtype) == tf.reshape(given, [-1])
+            )
+            known = tf.debugging.Assert(
+                tf.reduce_all((y >= 0) & (y < num_classes) & whole),
+                [f"remix: labels outside of the {num_classes} classes of `class_counts`:", given],
+            )
+            with tf.control_dependencies([known]):
+                return tf.one_hot(y, num_classes)
+        if y.shape.rank == 2 and y.shape[1] == num_classes:
+            return tf.cast(y, tf.float32)
     raise ValueError(
         f"`remix` needs batches of integer labels, (batch,), or one-hot ones, (batch, {num_classes}); place it after "
         f"`batch`. Received: labels {y.dtype.name} of shape {y.shape}"
@@ -110,6 +118,8 @@ def _one_hot(y, num_classes):
 
 def _blend(x, partner, weight):
     """Gives `weight · x + (1 - weight) · x[partner]`, one weight for each example."""
+    if not isinstance(x, tf.Tensor):
+        raise TypeError(f"`remix` mixes dense tensors; ragged and sparse ones have no shape in common. Received: {x}")
     if not x.dtype.is_floating:
         raise TypeError(f"`remix` mixes floating-point numbers; convert {x.dtype.name} by `dataset.map` before it.")
     w = tf.cast(tf.reshape(weight, [-1] + [1] * (x.shape.rank - 1)), x.dtype)

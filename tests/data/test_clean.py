@@ -47,7 +47,10 @@ def test_counts_by_reason_and_positions_are_those_of_the_pass():
         assert clean.counts == {"not finite": 2, "label outside 0..3": 1}
         assert clean.positions == {"not finite": [4, 7], "label outside 0..3": [9]}
         assert (clean.seen, clean.kept, clean.dropped) == (20, 17, 3)
-    assert str(clean) == ("drop_corrupt: dropped 3 of 20 elements: 2 not finite (at 4, 7); 1 label outside 0..3 (at 9)")
+    assert str(clean) == (
+        'drop_corrupt dropped 3 of 20 elements: 2 for "not finite", at positions 4, 7; 1 for "label outside 0..3", at '
+        "position 9."
+    )
 
 
 def test_an_element_counts_under_the_first_check_that_fails():
@@ -72,7 +75,7 @@ def test_nothing_is_dropped_without_a_word(caplog):
     clean = kt.data.drop_corrupt(both())
     cleaned = source().apply(clean)
     list(cleaned.take(5))
-    assert [r.message for r in caplog.records if "element 4 is dropped: not finite" in r.message]
+    assert [r.message for r in caplog.records if 'at position 4 for "not finite"' in r.message]
     caplog.clear()
     list(cleaned)
     totals = [r for r in caplog.records if "dropped 3 of 20 elements" in r.message]
@@ -81,7 +84,7 @@ def test_nothing_is_dropped_without_a_word(caplog):
     caplog.clear()
     list(tf.data.Dataset.from_tensor_slices(np.ones(6)).apply(kt.data.drop_corrupt()))
     assert [(r.levelno, r.message) for r in caplog.records] == [
-        (logging.INFO, "drop_corrupt: none of 6 elements is corrupt")
+        (logging.INFO, "drop_corrupt found none of 6 elements corrupt.")
     ]
 
 
@@ -90,7 +93,7 @@ def test_raise_stops_at_the_first_with_its_position_and_keeps_the_cardinality():
     assert int(cleaned.cardinality()) == 20
     assert cleaned.element_spec == source().element_spec
     assert len(list(cleaned.take(4))) == 4
-    with pytest.raises(tf.errors.InvalidArgumentError, match="drop_corrupt: element 4: not finite"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="element at position 4 is corrupt: not finite"):
         list(cleaned)
     assert len(list(source().skip(10).apply(kt.data.drop_corrupt(both(), on_error="raise")))) == 10
 

@@ -149,9 +149,11 @@ def test_shards_are_disjoint():
         ((0.5,), ValueError),
         ((-1,), ValueError),
         ((float("inf"),), ValueError),
+        ((1e7,), ValueError),
+        ((2, 4, -1), ValueError),
         ((float("nan"),), ValueError),
         ((2, 0), ValueError),
-        ((2, 1.5), ValueError),
+        ((2, 1.5), TypeError),
     ],
     ids=str,
 )

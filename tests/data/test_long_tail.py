@@ -83,7 +83,7 @@ def test_elements_keep_their_structure():
         (lambda: kt.data.make_long_tailed(1), ValueError, "num_classes"),
         (lambda: kt.data.make_long_tailed(3, 0.5), ValueError, "imbalance"),
         (lambda: kt.data.make_long_tailed(3, profile="linear"), ValueError, "profile"),
-        (lambda: kt.data.make_long_tailed(3, seed=1.5), ValueError, "seed"),
+        (lambda: kt.data.make_long_tailed(3, seed=1.5), TypeError, "seed"),
         (lambda: kt.data.make_long_tailed(3)([1]), TypeError, "tf.data.Dataset"),
         (lambda: balanced(3, 10).apply(kt.data.make_long_tailed(3, 100)), ValueError, "1 of 3 classes would be left"),
         (lambda: balanced(3, 10).apply(kt.data.make_long_tailed(2, 2)), ValueError, "0..1"),
