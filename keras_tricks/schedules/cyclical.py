@@ -8,10 +8,13 @@ Smith, 2017, arXiv:1506.01186. Equals TensorFlow Addons' CyclicalLearningRate an
 """
 
 import math
-import numbers
+import warnings
 
 import keras
+import numpy as np
 from keras import ops
+
+from keras_tricks._arguments import check_number
 
 MODES = ("triangular", "triangular2", "exp_range")
 
@@ -30,12 +33,14 @@ class CyclicalLearningRate(keras.optimizers.schedules.LearningRateSchedule):
             (the height shrinks by `gamma` a step).
         gamma: Base of `exp_range`, in (0, 1]. Defaults to `1.0`.
         scale_fn: A function that replaces `mode`: from the cycle (1, 2, ...) or the step to a factor of the height.
-            To be saved with a model it has to be registered with Keras. Defaults to `None`.
+            To be saved with a model it has to be registered with Keras, so it cannot be a lambda; `lambda x: 1 / 2 **
+            (x - 1)` is `mode="triangular2"`. Defaults to `None`.
         scale_mode: What `scale_fn` receives: `"cycle"` (default) or `"iterations"`.
         name: Name of the schedule. Defaults to `"CyclicalLearningRate"`.
 
     Raises:
-        ValueError: For an unknown mode, a `step_size` that is not positive, and `gamma` out of range.
+        TypeError: If an argument is not of its kind.
+        ValueError: For an unknown mode, and a number that is not finite or out of range.
 
     Example:
     >>> import keras_tricks as kt
@@ -59,28 +64,17 @@ class CyclicalLearningRate(keras.optimizers.schedules.LearningRateSchedule):
         name="CyclicalLearningRate",
     ):
         super().__init__()
-        for argument, value in (
-            ("initial_learning_rate", initial_learning_rate),
-            ("maximal_learning_rate", maximal_learning_rate),
-            ("step_size", step_size),
-        ):
-            if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                raise TypeError(f"`{argument}` must be a number. Received: {argument}={value!r}")
-        if not step_size > 0:
-            raise ValueError(f"`step_size` must be positive. Received: step_size={step_size}")
         if mode not in MODES:
             raise ValueError(f"`mode` must be one of {', '.join(MODES)}. Received: mode={mode!r}")
-        if not 0 < gamma <= 1:
-            raise ValueError(f"`gamma` must be in (0, 1]. Received: gamma={gamma}")
         if scale_fn is not None and not callable(scale_fn):
             raise TypeError(f"`scale_fn` must be None or a function. Received: scale_fn={scale_fn!r}")
         if scale_mode not in ("cycle", "iterations"):
             raise ValueError(f"`scale_mode` must be 'cycle' or 'iterations'. Received: scale_mode={scale_mode!r}")
-        self.initial_learning_rate = initial_learning_rate
-        self.maximal_learning_rate = maximal_learning_rate
-        self.step_size = step_size
+        self.initial_learning_rate = check_number("initial_learning_rate", initial_learning_rate, at_least=0)
+        self.maximal_learning_rate = check_number("maximal_learning_rate", maximal_learning_rate, at_least=0)
+        self.step_size = check_number("step_size", step_size, above=0)
         self.mode = mode
-        self.gamma = gamma
+        self.gamma = check_number("gamma", gamma, above=0, at_most=1)
         self.scale_fn = scale_fn
         self.scale_mode = scale_mode
         self.name = name
@@ -103,6 +97,12 @@ class CyclicalLearningRate(keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self):
         scale_fn = self.scale_fn
+        if getattr(scale_fn, "__name__", None) == "<lambda>":
+            warnings.warn(
+                "`scale_fn` is a lambda, so what is saved with this schedule loads again with `safe_mode=False` only. "
+                f"{self._instead()}",
+                stacklevel=2,
+            )
         return {
             "initial_learning_rate": self.initial_learning_rate,
             "maximal_learning_rate": self.maximal_learning_rate,
@@ -113,6 +113,23 @@ class CyclicalLearningRate(keras.optimizers.schedules.LearningRateSchedule):
             "scale_mode": self.scale_mode,
             "name": self.name,
         }
+
+    def _instead(self):
+        """What to write in the place of a `scale_fn` that cannot be loaded."""
+        xs = np.array([1.0, 2.0, 3.0, 6.0])
+        scales = np.array([float(self.scale_fn(x)) for x in xs])
+        same_as = {'mode="triangular"': np.ones(4)}
+        if self.scale_mode == "cycle":
+            same_as['mode="triangular2"'] = 0.5 ** (xs - 1)
+        else:
+            same_as[f'mode="exp_range", gamma={scales[0]:g}'] = scales[0] ** xs
+        for mode, expected in same_as.items():
+            if np.allclose(scales, expected):
+                return f"Write `{mode}` instead, which is the same."
+        return (
+            'Write a function with `def`, under `@keras.saving.register_keras_serializable(package="...")`, or one of '
+            'the modes "triangular", "triangular2" and "exp_range".'
+        )
 
     @classmethod
     def from_config(cls, config):

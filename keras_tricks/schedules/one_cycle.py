@@ -14,7 +14,7 @@ import math
 import keras
 from keras import ops
 
-from keras_tricks._arguments import check_count, check_number
+from keras_tricks._arguments import check_count, check_flag, check_number
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
@@ -81,8 +81,7 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
             raise ValueError(
                 f"`anneal_strategy` must be 'cos' or 'linear'. Received: anneal_strategy={anneal_strategy!r}"
             )
-        if not isinstance(three_phase, bool):
-            raise TypeError(f"`three_phase` must be True or False. Received: three_phase={three_phase!r}")
+        check_flag("three_phase", three_phase)
         if definition not in ("torch", "fastai"):
             raise ValueError(f"`definition` must be 'torch' or 'fastai'. Received: definition={definition!r}")
         if three_phase and definition == "fastai":

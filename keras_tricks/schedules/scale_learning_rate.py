@@ -10,11 +10,12 @@ import math
 from keras_tricks._arguments import check_count, check_number
 
 
-def scale_learning_rate(base, batch_size, base_batch_size, rule="linear"):
+def scale_learning_rate(base, *sizes, batch_size=None, base_batch_size=None, rule="linear"):
     """The rate for `batch_size`, from one that is known to be good for `base_batch_size`.
 
     Args:
         base: The rate that is good for `base_batch_size`.
+        *sizes: None: the batch sizes and the rule are given by name, since by place they are easily confused.
         batch_size: Examples of one optimizer step: of all replicas, and of all accumulated batches, together.
         base_batch_size: The same of the run that `base` comes from.
         rule: `"linear"` (default) multiplies the rate by the ratio of the batches: for SGD with momentum. `"sqrt"`
@@ -38,6 +39,11 @@ def scale_learning_rate(base, batch_size, base_batch_size, rule="linear"):
         Priya Goyal, Piotr Dollár, Ross Girshick, Pieter Noordhuis, Lukasz Wesolowski, Aapo Kyrola, Andrew Tulloch,
         Yangqing Jia, Kaiming He, "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017, arXiv:1706.02677.
     """
+    if sizes or batch_size is None or base_batch_size is None:
+        raise TypeError(
+            "The batch sizes are given by name: scale_learning_rate(0.1, batch_size=1024, base_batch_size=256) is the "
+            f"rate for batches of 1024, if 0.1 is good for 256. Received: {sizes or (batch_size, base_batch_size)}"
+        )
     base = check_number("base", base, above=0)
     ratio = check_count("batch_size", batch_size) / check_count("base_batch_size", base_batch_size)
     if rule not in ("linear", "sqrt"):

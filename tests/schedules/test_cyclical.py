@@ -78,3 +78,20 @@ def test_impossible_values_are_refused(arguments, error):
         kt.schedules.CyclicalLearningRate(
             **{"initial_learning_rate": 0.001, "maximal_learning_rate": 0.1, "step_size": 4, **arguments}
         )
+
+
+@pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`")  # Keras' own
+@pytest.mark.parametrize(
+    ("scale_fn", "scale_mode", "instead"),
+    [
+        (lambda x: 1 / (2.0 ** (x - 1)), "cycle", 'mode="triangular2"'),
+        (lambda x: 1.0, "cycle", 'mode="triangular"'),
+        (lambda x: 0.97**x, "iterations", 'mode="exp_range", gamma=0.97'),
+        (lambda x: 1 / x, "cycle", "register_keras_serializable"),
+    ],
+    ids=["triangular2", "triangular", "exp_range", "another"],
+)
+def test_a_lambda_is_warned_of_when_it_is_saved_and_the_mode_that_is_the_same_named(scale_fn, scale_mode, instead):
+    schedule = kt.schedules.CyclicalLearningRate(0.001, 0.1, 3, scale_fn=scale_fn, scale_mode=scale_mode)
+    with pytest.warns(UserWarning, match=f"loads again with `safe_mode=False` only.*{instead}"):
+        schedule.get_config()
