@@ -6,6 +6,7 @@
 What a sigmoid has made cannot be told from logits by looking at it, so outside of a graph there is only a warning.
 """
 
+import math
 import warnings
 
 import keras
@@ -40,13 +41,13 @@ def logits_of(outputs, weights, name, kind):
     x = ops.cast(outputs, "float32")
     rows = (ops.min(x, -1) >= 0) & (ops.abs(ops.sum(x, -1) - 1) < (1e-2 if half else 1e-4))
     are_probabilities = ops.all(rows | (weights == 0))
-    try:
-        visible = bool(ops.convert_to_numpy(are_probabilities))
+    all_between = ops.all((x > 0) & (x < 1))
+    try:  # of the answers only: JAX shows them, but not the numbers, while it takes a gradient
+        visible, between = (bool(ops.convert_to_numpy(answer)) for answer in (are_probabilities, all_between))
     except (AttributeError, NotImplementedError, TypeError, ValueError):  # while traced; backends differ
         return ops.where(are_probabilities, _log(outputs, kind), ops.cast(outputs, _wide(outputs)))
     if not visible:
-        values = ops.convert_to_numpy(x)
-        if values.size >= ENOUGH and ((values > 0) & (values < 1)).all():
+        if between and math.prod(x.shape) >= ENOUGH:
             _warn(name, "are all between 0 and 1, as a sigmoid makes them. If one did, this loss is wrong")
         return outputs
     _warn(name, "are probabilities, with a sum of 1. Their logarithm is used")
