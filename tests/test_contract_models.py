@@ -31,7 +31,9 @@ def made(network):
     model = network.make()
     random = np.random.default_rng(0)
     for v in model.variables:
-        if any(part in v.path for part in ("moving", "gamma", "alpha")):
+        if "moving_mean" in v.path:
+            v.assign(random.normal(size=v.shape) * 0.1)
+        elif any(part in v.path for part in ("moving", "gamma", "alpha")):
             v.assign(random.uniform(0.5, 1.5, v.shape))
     return model
 
@@ -97,6 +99,7 @@ def test_recomputed_it_is_the_same_model(network, tmp_path):
     x = batch(network)[0]
     model = made(network)
     expected = outputs(model, x)
+    assert all(np.ptp(y) > 1e-3 for y in expected)
     new = recomputed(model)
     assert {id(v) for v in new.variables} == {id(v) for v in model.variables}
     assert_same(outputs(new, x), expected, 1e-6)
@@ -189,3 +192,23 @@ def test_converted_recomputed_jitted_trained_and_fused_it_is_exported(network, t
     fused = kt.fuse(model, probe=x)
     assert_same(outputs(fused, x), outputs(model, x))
     fused.export(tmp_path / "saved", verbose=False)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("name", ["residual_cnn", "token_classifier", "backbone_and_head"])
+def test_a_model_of_mixed_precision_stays_one_under_another_global_policy(name, policy):
+    network = zoo.NETWORKS[name]
+    keras.config.set_dtype_policy(policy)
+    model = made(network)
+    model.compile("sgd", network.loss)
+    x = batch(network)[0]
+    expected = outputs(model, x)
+    keras.config.set_dtype_policy("float32")
+    new = recomputed(model)
+    for a, b in zip(outputs(new, x), expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert new.dtype_policy.name == converted(model, STANDARDIZED).dtype_policy.name == policy
+    scales = isinstance(new.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert scales == (policy == "mixed_float16")
+    fused = kt.fuse(new, probe=x, dtype="float32")
+    assert {layer.compute_dtype for layer in fused._flatten_layers()} == {"float32"}

@@ -113,7 +113,9 @@ def adjust_logits(model, class_counts, tau=1.0):
         # Not to round the correction to half precision, in which the difference of two logits can vanish.
         dtype = "float64" if _outputs(model)[0].dtype == "float64" else "float32"
         adjustment = keras.layers.Rescaling(1.0, (-tau * log_priors(counts)).tolist(), name=ADJUSTMENT, dtype=dtype)
-        return keras.Model(inputs, keras.tree.map_structure(adjustment, outputs), name=model.name)
+        adjusted = keras.Model(inputs, keras.tree.map_structure(adjustment, outputs), name=model.name)
+        adjusted.dtype_policy = model.dtype_policy
+        return adjusted
 
 
 def tau_normalize(layer, tau=1.0):
@@ -396,6 +398,7 @@ class _Training:
             layer.trainable = False
         with scope_of(self.model):
             stage = FrozenBackbone(*_ends(model), name=model.name)
+            stage.dtype_policy = self.model.dtype_policy
             stage.drawn = _Drawn(_outputs(model)[0].shape[-1])
             optimizer = self.optimizer or self._default_optimizer(classifier)
             computes_in_float16 = "float16" in (classifier.compute_dtype, _outputs(model)[0].dtype)

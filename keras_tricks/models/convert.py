@@ -212,10 +212,9 @@ class Conversion:
                 new, carry = self.new[id(layer)], self.rules[type(layer)].carry
             elif not opens(layer):
                 new, carry = plain_copy(layer), carry_everything
-            elif isinstance(layer, keras.Sequential):
-                new = self._sequential(layer)
             elif isinstance(layer, keras.Model):
-                new = self._functional(layer)
+                new = self._sequential(layer) if isinstance(layer, keras.Sequential) else self._functional(layer)
+                new.dtype_policy = layer.dtype_policy
             elif isinstance(layer, Segment):
                 new = Segment.of_model(self._functional(layer.as_model()), name=layer.name)
             else:

@@ -116,6 +116,7 @@ def recompute(model, segments="sqrt", measure=None):
     cuts = _cuts(chain, segments)
     with scope_of(model):
         new = _rebuild(graph, [chain[c - 1] for c in cuts])
+        new.dtype_policy = model.dtype_policy  # not the global one; `compile` scales the loss by it
         _compile_alike(new, model)
     if isinstance(model.call, CompiledCall):
         jit(new)
