@@ -25,6 +25,7 @@ default_role = "literal"
 html_theme = "furo"
 html_title = f"keras_tricks {release}"
 html_copy_source = False
+html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["wide_tables.css"]
 
