@@ -145,6 +145,16 @@ def test_moving_average_begins_one_step_later():
     same(addons - model.get_weights()[0], 0.99**10 * (start - weights.seen[0]), rtol=1e-3)
 
 
+def test_swa_collects_at_the_end_of_each_period():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, use_bias=False)])
+    model.compile("sgd", "mse")
+    weights = Weights()
+    average = kt.callbacks.WeightAveraging("swa", start=0, every=10)
+    x, y = RANDOM.normal(size=(50, 3)), RANDOM.normal(size=(50, 1))
+    model.fit(x, y, batch_size=2, callbacks=[weights, average], verbose=0)
+    same(model.get_weights()[0], reference.averaged("swa", weights.seen[9::10]))
+
+
 def test_activations():
     x = np.linspace(-3, 3, 25)
     same(keras.activations.mish(x), x * np.tanh(np.log1p(np.exp(x))))
