@@ -1,5 +1,6 @@
 """What every loss of the catalogue keeps to; a new record is tested by being there."""
 
+import dataclasses
 import functools
 import json
 
@@ -10,7 +11,7 @@ import tensorflow as tf
 
 import keras_tricks as kt
 from keras_tricks import catalog
-from tests import runs
+from tests import runs, zoo
 
 LOSSES = [t for t in catalog.TRICKS if t.kind == "loss"]
 LABELS = np.array([0, 2, 1, 1, 0, 2])
@@ -266,3 +267,60 @@ def test_a_loss_that_was_made_outside_of_the_strategy_works_in_it(trained):
     loss = trained.make()
     other = runs.train(lambda: sgd(loss), "graph", 2, loss=lambda: loss, epochs=1)
     runs.assert_same_weights(plain(trained), other, 2e-5)
+
+
+def with_loss(network, loss, padding=None):
+    """A network of the zoo with another loss, whose padded labels, of weight 0, are `padding`."""
+
+    def data():
+        x, y, *w = network.data()
+        return (x, np.where(w[0] > 0, y, padding), *w) if w and padding is not None else (x, y, *w)
+
+    return dataclasses.replace(network, loss=loss, data=data)
+
+
+TOKENS = [zoo.NETWORKS[name] for name in ("token_classifier", "gru_tagger", "causal_transformer")]
+CLASSIFIERS = zoo.select(zoo.CLASSIFIER, without=[zoo.LARGE]) + TOKENS
+CROSSENTROPY = kt.losses.SparseFocal(gamma=0)  # the same as Keras' own, by another way
+
+
+@pytest.mark.parametrize("network", [n if n in TOKENS[:2] else runs.slow(n) for n in CLASSIFIERS], ids=str)
+def test_real_networks_train_as_with_keras_crossentropy(network):
+    plain = zoo.train(network, lambda: keras.optimizers.SGD(0.05))
+    other = zoo.train(with_loss(network, CROSSENTROPY, padding=-1), lambda: keras.optimizers.SGD(0.05))
+    runs.assert_same_weights(plain, other, 1e-6)
+    assert other.losses == pytest.approx(plain.losses, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mode", "replicas", "precision"),
+    [("graph", 2, "float32"), runs.slow("xla", 1, "float32"), runs.slow("xla", 2, "mixed_bfloat16")],
+)
+@pytest.mark.parametrize(
+    "network", [TOKENS[1], *map(runs.slow, (TOKENS[0], zoo.NETWORKS["bidirectional_lstm"]))], ids=str
+)
+def test_real_networks_on_replicas_whose_last_part_is_empty(network, mode, replicas, precision):
+    # 9 examples in batches of 4: the last batch has none for the second replica.
+    def trained(network):
+        x, y, *w = keras.tree.map_structure(lambda a: a[:9], list(network.data()))
+        data = {"x": x, "y": y, "batch_size": 4, **({"sample_weight": w[0]} if w else {})}
+        return zoo.train(network, lambda: keras.optimizers.SGD(0.05), mode, replicas, precision, data=data)
+
+    plain, other = trained(network), trained(with_loss(network, CROSSENTROPY, padding=-1))
+    runs.assert_same_weights(plain, other, runs.tolerance(precision))
+    assert np.isfinite(other.losses).all()
+
+
+@pytest.mark.parametrize("form", zoo.DATA)
+def test_any_form_of_data_gives_the_same(form):
+    network = with_loss(zoo.NETWORKS["reused_layer"], kt.losses.LogitAdjusted([5, 3, 2]))
+    plain = zoo.train(network, lambda: keras.optimizers.SGD(0.05))
+    other = zoo.train(network, lambda: keras.optimizers.SGD(0.05), data=zoo.DATA[form](network))
+    runs.assert_same_weights(plain, other, 1e-6)
+
+
+def test_one_of_two_outputs_has_a_loss_of_ours():
+    network = zoo.NETWORKS["two_inputs_two_outputs"]
+    plain = zoo.train(network, lambda: keras.optimizers.SGD(0.05))
+    other = with_loss(network, {**network.loss, "label": CROSSENTROPY})
+    runs.assert_same_weights(plain, zoo.train(other, lambda: keras.optimizers.SGD(0.05)), 1e-6)

@@ -8,7 +8,7 @@ import pytest
 
 import keras_tricks as kt
 from keras_tricks import catalog
-from tests import runs
+from tests import runs, zoo
 
 METRICS = [t for t in catalog.TRICKS if t.kind == "metric" and t.make]
 CLASSES = 3
@@ -162,3 +162,25 @@ def test_on_jax_they_are_the_same_compiled_or_not():
     assert_all_are(wrong, dict.fromkeys(wrong, np.nan))
     assert len(errors) == len(METRICS)
     assert all("whole numbers in 0..2" in error for error in errors)
+
+
+TOKENS = [zoo.NETWORKS[name] for name in ("token_classifier", "gru_tagger")]
+CLASSIFIERS = zoo.select(zoo.CLASSIFIER, without=[zoo.LARGE, zoo.OWN_STEP, zoo.RANDOM]) + TOKENS
+
+
+@pytest.mark.parametrize("network", [n if n is TOKENS[1] else runs.slow(n) for n in CLASSIFIERS], ids=str)
+def test_on_real_networks_it_is_the_mean_recall_of_what_they_predict(network):
+    x, y, *w = network.data()
+    with runs.strategy_of(2).scope():
+        model = network.compiled(keras.optimizers.SGD)
+        outputs = model.predict(x, batch_size=zoo.BATCH, verbose=0)
+        metric = kt.metrics.BalancedAccuracy(outputs.shape[-1])
+        model.compile(loss=kt.losses.SparseFocal(), weighted_metrics=[metric], jit_compile=False)
+    weights = w[0] if w else np.ones(y.shape)
+    labels = np.where(weights > 0, y, -1)
+    # 9 examples: in the last batch there is none for the second replica.
+    x, labels, weights, outputs = keras.tree.map_structure(lambda a: a[:9], [x, labels, weights, outputs])
+    found = model.evaluate(x, labels, sample_weight=weights, batch_size=4, verbose=0, return_dict=True)
+    right = outputs.argmax(-1) == labels
+    recalls = [right[labels == j].mean() for j in np.unique(labels[labels >= 0])]
+    np.testing.assert_allclose(found["balanced_accuracy"], np.mean(recalls), rtol=1e-6)

@@ -124,8 +124,8 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
         Raises:
             ValueError: Unless 0 < low <= high < 1.
         """
-        high, low = check_number("high", high), check_number("low", low)
-        if not 0 < low <= high < 1:
+        high, low = (check_number(name, x, above=0, below=1) for name, x in (("high", high), ("low", low)))
+        if low > high:
             raise ValueError(f"Momentum needs 0 < low <= high < 1. Received: high={high}, low={low}")
         start = low / high  # of the "peak", which is the lowest point here, to the value at the start
         return OneCycle(
