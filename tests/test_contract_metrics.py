@@ -178,8 +178,10 @@ def test_on_real_networks_it_is_the_mean_recall_of_what_they_predict(network):
         model.compile(loss=kt.losses.SparseFocal(), weighted_metrics=[metric], jit_compile=False)
     weights = w[0] if w else np.ones(y.shape)
     labels = np.where(weights > 0, y, -1)
-    # 9 examples: in the last batch there is none for the second replica.
-    x, labels, weights, outputs = keras.tree.map_structure(lambda a: a[:9], [x, labels, weights, outputs])
+    # 9 examples: in the last batch there is none for the second replica, which TensorFlow's convolutions with
+    # BatchNormalization do not take on a CPU.
+    count = 10 if network.is_(zoo.STATISTICS) else 9
+    x, labels, weights, outputs = keras.tree.map_structure(lambda a: a[:count], [x, labels, weights, outputs])
     found = model.evaluate(x, labels, sample_weight=weights, batch_size=4, verbose=0, return_dict=True)
     right = outputs.argmax(-1) == labels
     recalls = [right[labels == j].mean() for j in np.unique(labels[labels >= 0])]
