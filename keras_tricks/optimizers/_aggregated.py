@@ -23,6 +23,7 @@ import keras
 from keras import ops
 
 from keras_tricks._arguments import check_count, check_flag, check_number
+from keras_tricks.optimizers import _exclude, _state
 from keras_tricks.optimizers._exclude import Exclusion
 from keras_tricks.optimizers._reductions import sum_of_squares
 
@@ -89,7 +90,7 @@ class MovableNumber:
     """A hyper-parameter of an optimizer in a variable: setting it, as callbacks do, acts on a compiled step.
 
     The number that was set last is the variable's `given`, and goes into the config; a schedule that moves the variable
-    itself, with `assign`, leaves it as it was.
+    itself, with `assign`, leaves it as it was. Both are saved, and after loading it is `given` that acts.
     """
 
     def __set_name__(self, owner, name):
@@ -139,6 +140,14 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
     # While a step is taken: `shared_numbers` by dtype.
     shared = None
 
+    # State that was loaded before the optimizer was built: a `SavedState`.
+    waiting_state = None
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "build" in vars(cls):
+            cls.build = _state.takes_up_saved_state(cls.build)
+
     def __init__(self, learning_rate, exclude_from_weight_decay=None, jit_compile="auto", **kwargs):
         _check_keywords(type(self).__name__, kwargs)
         if isinstance(learning_rate, numbers.Real) and not isinstance(learning_rate, bool):
@@ -158,6 +167,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             raise ValueError("`exclude_from_weight_decay()` must be called before the optimizer is built.")
         self.decay_exclusions = Exclusion([*(var_list or []), *(var_names or [])], "exclude_from_weight_decay")
 
+    @_state.takes_up_saved_state
     def build(self, variables):
         if self.built:
             return
@@ -398,12 +408,26 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             return self._learning_rate(self.iterations)
         return super()._get_current_learning_rate()
 
+    def save_own_variables(self, store):
+        _state.save(self, store)
+
+    def load_own_variables(self, store):
+        _state.load(self, store)
+
+    def set_weights(self, weights):
+        """Sets all variables, also those of optimizers inside, in the order of `variables`."""
+        _state.set_weights(self, weights)
+
     def get_config(self):
         return {
             **super().get_config(),
             "exclude_from_weight_decay": self.decay_exclusions.to_config(),
             "jit_compile": self.jit_compile,
         }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return super().from_config(_exclude.from_config(config), custom_objects=custom_objects)
 
 
 def arithmetic_dtype(dtype):

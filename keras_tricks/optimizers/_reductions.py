@@ -38,6 +38,8 @@ def maximum_over(x, axes, compiled=False):
 
 def _reduced_over(combine, reduce, x, axes, compiled):
     axes = sorted(axes)
+    if not axes:  # a scalar is the one unit that there is
+        return x
     if len(axes) == 1:
         return reduced(combine, reduce, x, axes[0], compiled)
     if axes != list(range(axes[0], axes[-1] + 1)):

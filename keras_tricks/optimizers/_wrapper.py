@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_tricks.optimizers import _exclude, _state
 from keras_tricks.optimizers._aggregated import (
     BASE_KEYWORDS,
     AggregatedOptimizer,
@@ -27,16 +28,24 @@ class _OfInner:
         setattr(wrapper.inner_optimizer, self.name, value)
 
 
-class OptimizerWrapper(AggregatedOptimizer):
+class HandsOn:
+    """What every optimizer around `inner_optimizer` hands on to it."""
+
+    momentum = _OfInner()
+    beta_1 = _OfInner()
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        """Keras' method, of the wrapped optimizer."""
+        self.inner_optimizer.exclude_from_weight_decay(var_list=var_list, var_names=var_names)
+
+
+class OptimizerWrapper(HandsOn, AggregatedOptimizer):
     """An optimizer that acts before and after the update of `inner_optimizer`, any Keras optimizer or wrapper.
 
     Learning rate, step count, loss scale, `momentum` and `beta_1` are those of the inner optimizer. However wrappers
     are nested, a step is: aggregate, accumulate, `before_update` from the outside in, clip, decay, update,
     `after_update` from the inside out, constraints, moving average.
     """
-
-    momentum = _OfInner()
-    beta_1 = _OfInner()
 
     def __init__(self, optimizer, name=None, gradient_accumulation_steps=None, jit_compile="auto", **kwargs):
         kind = type(self).__name__
@@ -57,6 +66,8 @@ class OptimizerWrapper(AggregatedOptimizer):
         self.inner_optimizer = optimizer
         if isinstance(optimizer, AggregatedOptimizer):
             optimizer.finite_check_is_done = True  # the outermost takes the steps, and checks
+        else:
+            _state.wait_for_build(optimizer)
         make_readable(optimizer)
 
     def before_update(self, grads, variables):
@@ -67,10 +78,6 @@ class OptimizerWrapper(AggregatedOptimizer):
         """Acts on the variables after the inner optimizer's update."""
         return None  # AutoGraph cannot read a body of only a docstring
 
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
-        """Keras' method, of the wrapped optimizer."""
-        self.inner_optimizer.exclude_from_weight_decay(var_list=var_list, var_names=var_names)
-
     def build(self, variables):
         if self.built:
             return
@@ -79,6 +86,7 @@ class OptimizerWrapper(AggregatedOptimizer):
             check_known(inner, variables)
         else:
             inner.build(variables)
+            _state.take_up_waiting(inner)
         super().build(variables)
 
     def chain(self):
@@ -111,28 +119,6 @@ class OptimizerWrapper(AggregatedOptimizer):
         if hasattr(self, "inner_optimizer"):  # Keras' __init__ sets it to None before there is one
             self.inner_optimizer.loss_scale_factor = factor
 
-    def set_weights(self, weights):
-        """Sets all variables, its own and those inside, in the order of `variables`."""
-        if not self.built:
-            raise ValueError("`set_weights()` needs a built optimizer: call `optimizer.build(variables)` first.")
-        for variable, weight in zip(self.variables, weights, strict=True):
-            variable.assign(weight)
-
-    # Keras saves the inner optimizer as an attribute of this one; here only what the wrapper adds.
-    def save_own_variables(self, store):
-        for index, variable in enumerate(super().variables):
-            store[str(index)] = keras.ops.convert_to_numpy(variable)
-
-    def load_own_variables(self, store):
-        own = super().variables
-        if len(store.keys()) != len(own):
-            raise ValueError(
-                f"{type(self).__name__} has {len(own)} variables of its own, but {len(store.keys())} were saved. Build "
-                "it with the arguments and for the variables of the saved one."
-            )
-        for index, variable in enumerate(own):
-            variable.assign(store[str(index)])
-
     def finalize_variable_values(self, var_list):
         self.inner_optimizer.finalize_variable_values(var_list)
 
@@ -145,7 +131,7 @@ class OptimizerWrapper(AggregatedOptimizer):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        config = dict(config)
+        config = _exclude.from_config(config)
         optimizer = keras.saving.deserialize_keras_object(config.pop("optimizer"), custom_objects=custom_objects)
         return cls(optimizer, **config)
 

@@ -12,11 +12,13 @@ import warnings
 import keras
 from keras import ops
 
+from keras_tricks.optimizers import _state
 from keras_tricks.optimizers._aggregated import AggregatedOptimizer, make_readable, number_of_replicas
+from keras_tricks.optimizers._wrapper import HandsOn
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
-class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
+class LossScaleOptimizer(HandsOn, keras.optimizers.LossScaleOptimizer):
     """Keras' dynamic loss scaling with the finite check taken over all replicas.
 
     Being a subclass of Keras' own class, it is not wrapped a second time by `compile()` under `mixed_float16`.
@@ -40,6 +42,9 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         Paulius Micikevicius et al., "Mixed Precision Training", 2018, arXiv:1710.03740.
     """
 
+    # State that was loaded before the optimizer was built: a `SavedState`.
+    waiting_state = None
+
     def __init__(self, inner_optimizer, initial_scale=2.0**15, dynamic_growth_steps=2000, **kwargs):
         if not isinstance(inner_optimizer, keras.optimizers.Optimizer) or isinstance(
             inner_optimizer, keras.optimizers.LossScaleOptimizer
@@ -57,11 +62,28 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         super().__init__(inner_optimizer, initial_scale, dynamic_growth_steps, **kwargs)
         inner_optimizer.finite_check_is_done = True  # gradients that reach it are finite on every replica
         make_readable(inner_optimizer)
+        if not isinstance(inner_optimizer, AggregatedOptimizer):
+            _state.wait_for_build(inner_optimizer)
 
+    @_state.takes_up_saved_state
     def build(self, var_list):
+        if self.built:
+            return
         if number_of_replicas() > 1 and not isinstance(self.inner_optimizer, AggregatedOptimizer):
             self._refuse_what_fails_on_replicas()
         super().build(var_list)
+        _state.take_up_waiting(self.inner_optimizer)
+
+    # Keras saves the inner optimizer as an attribute of this one; here only what this one adds.
+    def save_own_variables(self, store):
+        _state.save(self, store)
+
+    def load_own_variables(self, store):
+        _state.load(self, store)
+
+    def set_weights(self, weights):
+        """Sets all variables, also those of optimizers inside, in the order of `variables`."""
+        _state.set_weights(self, weights)
 
     def _refuse_what_fails_on_replicas(self):
         inner = self.inner_optimizer

@@ -1,0 +1,151 @@
+"""How an optimizer saves its state and takes it up again, with nothing lost and nothing taken for something else.
+
+Keras skips the state in a file, with a warning, if the optimizer is not built yet, as in a model that was only
+compiled. Here it waits until the optimizer is built, and training goes on where it was. Beside the variables, the file
+holds the optimizer's class, since another one may have as many variables of the same shapes.
+
+What the user chose goes by what acts: an optimizer that is built takes the learning rate and `momentum` or `beta_1` of
+the file, as Keras' do with the learning rate; one that is not keeps those that its constructor was given.
+"""
+
+import functools
+import warnings
+
+import keras
+import numpy as np
+
+KIND = "class"
+GIVEN = "given_"  # and the name of a MovableNumber
+
+
+class SavedState:
+    """State that waits for its optimizer to be built. An object of its own, so that Keras does not track the arrays."""
+
+    def __init__(self, values):
+        self.values = values
+
+
+def own_variables(optimizer):
+    """The optimizer's variables without those of an optimizer inside of it."""
+    return keras.optimizers.Optimizer.variables.fget(optimizer)
+
+
+def save(optimizer, store):
+    """Writes the optimizer's own variables, its class, and the numbers that were set last."""
+    if optimizer.waiting_state is not None:
+        for key, value in optimizer.waiting_state.values.items():
+            store[key] = value
+        return
+    for index, variable in enumerate(own_variables(optimizer)):
+        store[str(index)] = keras.ops.convert_to_numpy(variable)
+        if hasattr(variable, "given"):
+            store[GIVEN + variable.name] = np.float64(variable.given)
+    store[KIND] = np.frombuffer(type(optimizer).__name__.encode(), "uint8")
+
+
+def load(optimizer, store):
+    """Takes up what `save`, or an earlier version, has written; at the build if the optimizer is not built yet."""
+    values = {key: np.array(store[key]) for key in store.keys()}
+    _check_kind(optimizer, values)
+    if optimizer.built:
+        _take_up(optimizer, values, numbers=True)
+    elif values:
+        optimizer.waiting_state = SavedState(values)
+    else:
+        warnings.warn(f"No state of the optimizer {optimizer.name!r} was saved: it begins anew.", stacklevel=3)
+
+
+def takes_up_saved_state(build):
+    """A `build` after which the state that was loaded before is the optimizer's; the outermost `build` does it."""
+
+    @functools.wraps(build)
+    def build_and_take_up(optimizer, variables):
+        build(optimizer, variables)
+        if type(optimizer).build is build_and_take_up:
+            take_up_waiting(optimizer)
+
+    return build_and_take_up
+
+
+def take_up_waiting(optimizer):
+    """Gives a built optimizer the state that was loaded before it was built."""
+    state = getattr(optimizer, "waiting_state", None)
+    if state is not None:
+        optimizer.waiting_state = None
+        _take_up(optimizer, state.values, numbers=False)
+
+
+def wait_for_build(optimizer):
+    """Lets an optimizer of Keras inside of one of ours keep state that is loaded before it is built."""
+
+    def load_own_variables(store):
+        if optimizer.built:
+            type(optimizer).load_own_variables(optimizer, store)
+        else:
+            optimizer.waiting_state = SavedState({key: np.array(store[key]) for key in store.keys()})
+
+    optimizer.load_own_variables = load_own_variables
+
+
+def set_weights(optimizer, weights):
+    """Sets all variables, those inside too, in the order of `variables`."""
+    if not optimizer.built:
+        raise ValueError("`set_weights()` needs a built optimizer: call `optimizer.build(variables)` first.")
+    variables, weights = optimizer.variables, list(weights)
+    expected, received = [tuple(v.shape) for v in variables], [np.shape(w) for w in weights]
+    if expected != received:
+        raise ValueError(
+            f"`set_weights()` of {type(optimizer).__name__} expects {len(expected)} arrays in the order of "
+            f"`optimizer.variables`, of the shapes {expected}. Received {len(received)}, of the shapes {received}."
+        )
+    for variable, weight in zip(variables, weights, strict=True):
+        variable.assign(weight)
+        if hasattr(variable, "given"):
+            variable.given = float(keras.ops.convert_to_numpy(variable))
+
+
+def _check_kind(optimizer, values):
+    name = type(optimizer).__name__
+    saved = bytes(values[KIND]).decode() if KIND in values else name
+    if saved != name:
+        raise ValueError(
+            f"The state in the file is that of the optimizer {saved}, and this one is {name}. Compile the model with "
+            f"{saved} to go on with its state. To begin anew with {name}, load the weights before the model is "
+            "compiled, or with `skip_mismatch=True`."
+        )
+
+
+def _take_up(optimizer, values, numbers):
+    own = own_variables(optimizer)
+    saved = [values[str(index)] for index in range(len(values)) if str(index) in values]
+    # Earlier versions of LossScaleOptimizer wrote the variables of the optimizer inside as well.
+    if KIND not in values and len(saved) == len(optimizer.variables):
+        saved = saved[: len(own)]
+    expected, received = [tuple(v.shape) for v in own], [w.shape for w in saved]
+    if expected != received:
+        different = [f"{v.path} {e}" for v, e, r in zip(own, expected, received, strict=False) if e != r][:3]
+        warnings.warn(
+            f"The saved state does not fit the optimizer {optimizer.name!r}, which has {len(expected)} variables where "
+            f"{len(received)} were saved{', or others: ' + ', '.join(different) if different else ''}. It was saved "
+            "with other arguments, or when other layers were trained. It is not loaded: the optimizer goes on as it "
+            "is.",
+            stacklevel=2,
+        )
+        return
+    rate = optimizer.learning_rate
+    for variable, value in zip(own, saved, strict=True):
+        given = values.get(GIVEN + variable.name, value) if hasattr(variable, "given") else None
+        if numbers or not (variable is rate or given is not None):
+            variable.assign(value if given is None else given)
+            if given is not None:
+                variable.given = float(given)
+            continue
+        now = float(keras.ops.convert_to_numpy(variable))
+        then = float(value if given is None else given)
+        if now != then:
+            name = "learning_rate" if variable is rate else variable.name
+            warnings.warn(
+                f"`{name}` of the optimizer {optimizer.name!r} was {then:g} when its state was saved. It stays "
+                f"{now:g}, as it was given to the constructor; set `optimizer.{name}` to change that.",
+                stacklevel=2,
+            )
