@@ -8,6 +8,7 @@ What the user chose goes by what acts: an optimizer that is built takes the lear
 the file, as Keras' do with the learning rate; one that is not keeps those that its constructor was given.
 """
 
+import contextlib
 import functools
 import warnings
 
@@ -72,7 +73,8 @@ def take_up_waiting(optimizer):
     state = getattr(optimizer, "waiting_state", None)
     if state is not None:
         optimizer.waiting_state = None
-        _take_up(optimizer, state.values, numbers=False)
+        with _outside_of_the_graph():
+            _take_up(optimizer, state.values, numbers=False)
 
 
 def wait_for_build(optimizer):
@@ -102,6 +104,15 @@ def set_weights(optimizer, weights):
         variable.assign(weight)
         if hasattr(variable, "given"):
             variable.given = float(keras.ops.convert_to_numpy(variable))
+
+
+def _outside_of_the_graph():
+    """Where variables can be set once, also if the first step builds the optimizer while it is traced."""
+    if keras.backend.backend() != "tensorflow":
+        return contextlib.nullcontext()
+    import tensorflow as tf
+
+    return tf.init_scope()
 
 
 def _check_kind(optimizer, values):
