@@ -2,7 +2,7 @@
 
     gradients of one replica
       -> cast to float32, all-reduce (sum; Keras divides the loss by the number of replicas)
-      -> merge repeated rows of sparse gradients
+      -> merge repeated rows of sparse gradients, give each gradient the static shape of its variable
       -> accumulate, every `gradient_accumulation_steps`-th call goes on
       -> clip -> decay -> update_step -> constraint -> moving average of the weights     (compiled by XLA where it wins)
 
@@ -14,17 +14,19 @@ This is the only file that touches hooks of Keras which are not public. `tests/o
 of them, and fails with that name when Keras moves it.
 """
 
+import contextlib
 import difflib
 import math
 import numbers
-import warnings
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_tricks._arguments import check_count, check_flag, check_number
 from keras_tricks.optimizers import _exclude, _state
 from keras_tricks.optimizers._exclude import Exclusion
+from keras_tricks.optimizers._hyperparameter import Hyperparameter, tell_if_compiled
 from keras_tricks.optimizers._reductions import sum_of_squares
 
 LOW_PRECISION = ("float16", "bfloat16")
@@ -41,11 +43,14 @@ PRIVATE_HOOKS = (
     "_apply_weight_decay",
     "_backend_update_step",
     "_check_variables_are_known",
+    "_distribution_strategy",
     "_filter_empty_gradients",
+    "_get_current_learning_rate",
     "_get_variable_index",
     "_iterations",
     "_learning_rate",
     "_model_variables_moving_average",
+    "_overwrite_variable_with_gradient",
     "_overwrite_variables_directly_with_gradients",
     "_track_variable",
     "_trainable_variables",
@@ -106,6 +111,11 @@ class MovableNumber:
 
     def __set__(self, optimizer, value):
         check_number(self.name, value, at_least=0, below=1)
+        if value > 0 and not vars(optimizer).get("has_momentum", True):
+            raise AttributeError(
+                f"`{self.name}` of {type(optimizer).__name__} cannot be set, since the optimizer was built without it "
+                f"and keeps no state for it. Make a new optimizer with {self.name}={value}."
+            )
         if f"_{self.name}" in vars(optimizer):
             vars(optimizer)[f"_{self.name}"].assign(value)
             vars(optimizer)[f"_{self.name}"].given = float(value)
@@ -121,6 +131,36 @@ class MovableNumber:
         vars(optimizer)[f"_{self.name}"] = variable
 
 
+def _check_window(name, value):
+    steps = check_count(name, value)
+    return None if steps == 1 else steps  # Keras refuses 1, although it only means "do not"
+
+
+def _check_jit_compile(name, value):
+    return value if isinstance(value, str) and value == "auto" else check_flag(name, value)
+
+
+def check_learning_rate(value):
+    """Returns a learning rate that is a number as a float; what is computed must have finite numbers in its config."""
+    if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
+        try:
+            config = value.get_config()
+        except NotImplementedError:  # a schedule that is never saved
+            return value
+        for argument, entry in config.items():
+            for number in keras.tree.flatten(entry):
+                if isinstance(number, numbers.Real) and not isinstance(number, bool):
+                    check_number(f"{argument} of {type(value).__name__}", number)
+        return value
+    if callable(value):
+        return value
+    if not hasattr(value, "dtype") or isinstance(value, np.generic):
+        return check_number("learning_rate", value, at_least=0)
+    with contextlib.suppress(TypeError):  # a tensor of a graph has no value yet
+        check_number("learning_rate", float(value), at_least=0)
+    return value
+
+
 class AggregatedOptimizer(keras.optimizers.Optimizer):
     """Keras' optimizer base with clipping, accumulation, decay, averages and schedules counted in optimizer steps.
 
@@ -128,11 +168,22 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
     replicas, averaged over accumulation and clipped, in float32 or wider, and `variable` is a `keras.Variable`.
     """
 
-    # A subclass that handles `self.decays` inside its update sets this to False.
+    # A subclass that uses `self.decay_of` inside its update sets this to False.
     decoupled_weight_decay = True
 
-    # A loss-scale optimizer that looks at every replica's gradients sets this to True on the optimizer it wraps.
-    finite_check_is_done = False
+    weight_decay = Hyperparameter(check_number, optional=True, at_least=0)
+    clipnorm = Hyperparameter(check_number, optional=True, at_least=0, instead_of=("clipvalue", "global_clipnorm"))
+    clipvalue = Hyperparameter(check_number, optional=True, at_least=0, instead_of=("clipnorm", "global_clipnorm"))
+    global_clipnorm = Hyperparameter(check_number, optional=True, at_least=0, instead_of=("clipnorm", "clipvalue"))
+    use_ema = Hyperparameter(check_flag, fixed=True)
+    ema_momentum = Hyperparameter(check_number, at_least=0, at_most=1)
+    ema_overwrite_frequency = Hyperparameter(check_count, optional=True)
+    loss_scale_factor = Hyperparameter(check_number, optional=True, above=0)
+    gradient_accumulation_steps = Hyperparameter(_check_window, optional=True, fixed=True)
+    jit_compile = Hyperparameter(_check_jit_compile)
+
+    # Whether a step has been traced, which later values of the hyper-parameters do not reach.
+    has_been_traced = False
 
     # Whether XLA compiles the step that is being traced.
     is_compiled = False
@@ -140,8 +191,8 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
     # While a step is taken: `shared_numbers` by dtype.
     shared = None
 
-    # State that was loaded before the optimizer was built: a `SavedState`.
-    waiting_state = None
+    # State that was loaded before the optimizer, and one of Keras inside of it, were built: a `SavedState` each.
+    waiting_state = waiting_inside = None
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -149,14 +200,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             cls.build = _state.takes_up_saved_state(cls.build)
 
     def __init__(self, learning_rate, exclude_from_weight_decay=None, jit_compile="auto", **kwargs):
-        _check_keywords(type(self).__name__, kwargs)
-        if isinstance(learning_rate, numbers.Real) and not isinstance(learning_rate, bool):
-            learning_rate = check_number("learning_rate", learning_rate, at_least=0)
-        if kwargs.get("gradient_accumulation_steps") == 1:  # Keras refuses 1, although it only means "do not".
-            kwargs["gradient_accumulation_steps"] = None
-        if jit_compile != "auto":
-            check_flag("jit_compile", jit_compile)
-        super().__init__(learning_rate=learning_rate, **kwargs)
+        super().__init__(learning_rate=check_learning_rate(learning_rate), **_checked(type(self).__name__, kwargs))
         self.jit_compile = jit_compile
         self.decay_exclusions = Exclusion(exclude_from_weight_decay, "exclude_from_weight_decay")
         make_readable(self)
@@ -173,22 +217,8 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             return
         variables = list(variables)
         # Settled first, so that a pattern that matches nothing leaves the optimizer as it was.
-        excluded = self.decay_exclusions.of(variables)
-        self.decays = [0.0 if out else float(self.weight_decay or 0.0) for out in excluded]
+        self.without_decay = self.decay_exclusions.of(variables)
         super().build(variables)
-        self._guards_against_overflow = (
-            number_of_replicas() > 1
-            and keras.config.dtype_policy().name == "mixed_float16"
-            and not self.finite_check_is_done
-        )
-        if self._guards_against_overflow:
-            warnings.warn(
-                f"{type(self).__name__} trains in mixed_float16 on several replicas without "
-                "`keras_tricks.LossScaleOptimizer`. Keras' own loss scaling looks at the first replica only: a step "
-                "that overflows on another one is skipped here, but the scale is not lowered for it. Compile with "
-                f"`optimizer=keras_tricks.LossScaleOptimizer({type(self).__name__}(...))`.",
-                stacklevel=2,
-            )
 
     def chain(self):
         """The optimizers that take a step together, wrappers first, the one with the update rule last."""
@@ -209,6 +239,26 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         if dtype is not None and keras.backend.standardize_dtype(dtype) in LOW_PRECISION:
             dtype = "float32"
         return super().add_variable(shape, initializer=initializer, dtype=dtype, **kwargs)
+
+    def add_state(self, variable, shape, name):
+        """A variable of state for `variable` that has another shape; named as `add_optimizer_variables` does."""
+        path = getattr(variable, "path", variable.name).replace("/", "_").replace(":", "_")
+        return self.add_variable(shape, dtype=variable.dtype, name=f"{path}_{name}")
+
+    def decay_of(self, index):
+        """The weight decay of the variable at this position, 0 for an excluded one."""
+        return 0.0 if self.without_decay[index] else self.weight_decay or 0.0
+
+    @property
+    def learning_rate(self):
+        return self._get_current_learning_rate()
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate):
+        learning_rate = check_learning_rate(learning_rate)
+        if callable(learning_rate) and learning_rate is not self._learning_rate:
+            tell_if_compiled(self, "learning_rate")
+        keras.optimizers.Optimizer.learning_rate.fset(self, learning_rate)
 
     def shared_numbers(self, dtype):
         """The numbers of a step that are the same for all variables of `dtype`, for `self.shared[dtype]`.
@@ -233,20 +283,48 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             return
         variables = self._variables_of(grads, trainable_variables)
         with keras.name_scope(self.name, caller=self):
-            grads, variables = self._filter_empty_gradients(grads, variables)
-            overwriting = self._accumulator() or self
-            grads, variables = overwriting._overwrite_variables_directly_with_gradients(grads, variables)
+            accumulator = self._accumulator()
+            grads, variables = self._with_gradients(grads, variables, accumulator)
+            grads, variables = (accumulator or self)._overwrite_variables_directly_with_gradients(grads, variables)
+            grads, variables = _of_some_size(grads, variables)
+            self._remember_a_trace()
             grads = [ops.cast(g, arithmetic_dtype(g.dtype)) for g in grads]
             grads = _sum_over_replicas(grads)
+            grads = [_of_the_shape(g, v) for g, v in zip(grads, variables, strict=True)]
             if self.loss_scale_factor is not None:
                 grads = [g / self.loss_scale_factor for g in grads]
-            if self._guards_against_overflow:
+            finite = True
+            if number_of_replicas() > 1 and grads:
+                # Keras' loss scaling asks the first replica only, so infinities of the others arrive here.
                 finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in grads]))
-                self._do_if(finite, lambda: self._accumulate_or_step(grads, variables))
+                step = lambda: self._accumulate_or_step(grads, variables, accumulator)  # noqa: E731
+                self._do_if(finite, step, otherwise=self._tell_of_a_skipped_step)
             else:
-                finite = True
-                self._accumulate_or_step(grads, variables)
-            self._count(finite)
+                self._accumulate_or_step(grads, variables, accumulator)
+            self._count(finite, accumulator)
+
+    def stateless_apply(self, optimizer_variables, grads, trainable_variables):
+        self.has_been_traced = True  # other backends than TensorFlow compile this
+        return super().stateless_apply(optimizer_variables, grads, trainable_variables)
+
+    def _remember_a_trace(self):
+        if keras.backend.backend() != "tensorflow":
+            return
+        import tensorflow as tf
+
+        if not tf.executing_eagerly():
+            for optimizer in self.chain():
+                if isinstance(optimizer, AggregatedOptimizer):
+                    optimizer.has_been_traced = True
+
+    def _tell_of_a_skipped_step(self):
+        import tensorflow as tf
+
+        tf.print(
+            f"{type(self).__name__} skipped a step, since a gradient is not finite. If the model computes in float16, "
+            f"compile it with keras_tricks.LossScaleOptimizer({type(self).__name__}(...)): Keras' own loss scaling "
+            "looks at the first replica only, and does not lower the scale for the others."
+        )
 
     def _variables_of(self, grads, trainable_variables):
         if trainable_variables is None:
@@ -267,13 +345,35 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         self._check_variables_are_known(variables)
         return variables
 
+    def _with_gradients(self, grads, variables, accumulator):
+        """The variables that have a gradient. The others stay as they are, as Keras leaves them, and warns."""
+        if accumulator is None or all(g is None for g in grads):
+            return self._filter_empty_gradients(grads, variables)
+        # Another batch of the window may bring what this one lacks: a warning for those that none has brought yet.
+        known = vars(self).setdefault("had_gradients", set())
+        known.update(self._var_key(v) for g, v in zip(grads, variables, strict=True) if g is not None)
+        if any(g is None and self._var_key(v) not in known for g, v in zip(grads, variables, strict=True)):
+            known.update(self._var_key(v) for v in variables)
+            return self._filter_empty_gradients(grads, variables)
+        pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if g is not None]
+        return [g for g, _ in pairs], [v for _, v in pairs]
+
     # A method, since Keras' saving walks through properties, and this may be the optimizer itself.
     def _accumulator(self):
         """The optimizer of the chain that collects gradients, or None. There is one at most."""
-        return next((o for o in self.chain() if o.gradient_accumulation_steps), None)
+        accumulators = [o for o in self.chain() if o.gradient_accumulation_steps]
+        if len(accumulators) > 1:
+            names = " and ".join(type(o).__name__ for o in accumulators)
+            raise ValueError(f"{names} both accumulate. Leave `gradient_accumulation_steps` out of one of them.")
+        for accumulator in accumulators:
+            if not hasattr(accumulator, "_accumulated_gradients"):
+                raise ValueError(
+                    f"`gradient_accumulation_steps` of {type(accumulator).__name__} was set after it had been built. "
+                    "Make a new optimizer with it."
+                )
+        return accumulators[0] if accumulators else None
 
-    def _accumulate_or_step(self, grads, variables):
-        accumulator = self._accumulator()
+    def _accumulate_or_step(self, grads, variables, accumulator):
         if accumulator is None:
             self._step(grads, variables)
             return
@@ -282,8 +382,12 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         grads = [ops.add(total, g) for total, g in zip(sums, grads, strict=True)]
 
         def step():
-            self._step([g / window for g in grads], variables)
-            for total in sums:
+            # What has no gradient in the last batch takes its step too, if others of the window brought one.
+            pending = self._pending(variables, accumulator)
+            others = [v for v, _ in pending if v.trainable]
+            other_grads = [ops.cast(total, arithmetic_dtype(total.dtype)) for v, total in pending if v.trainable]
+            self._step([g / window for g in [*grads, *other_grads]], [*variables, *others], len(variables))
+            for total in [*sums, *(total for _, total in pending)]:
                 self.assign(total, ops.zeros(total.shape, total.dtype))
 
         def collect():
@@ -292,10 +396,18 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
 
         self._do_if(_completes_window(accumulator), step, otherwise=collect)
 
-    def _count(self, finite):
+    def _pending(self, variables, accumulator):
+        """The variables that the optimizer was built with beside these, with their sums of gradients."""
+        present = {self._var_key(v) for v in variables}
+        return [
+            (v, total)
+            for v, total in zip(self._trainable_variables, accumulator._accumulated_gradients, strict=True)
+            if math.prod(v.shape) and self._var_key(v) not in present and not self._overwrite_variable_with_gradient(v)
+        ]
+
+    def _count(self, finite, accumulator):
         # An accumulating optimizer counts calls, the others optimizer steps. Outside of any condition, since these
         # variables are shared by the replicas.
-        accumulator = self._accumulator()
         stepped = finite if accumulator is None else ops.logical_and(finite, _completes_window(accumulator))
         for optimizer in reversed(self.chain()):
             # The accumulator's own count decides, so it moves last.
@@ -304,9 +416,13 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         if accumulator is not None:
             accumulator._iterations.assign_add(ops.cast(finite, accumulator._iterations.dtype))
 
-    def _step(self, grads, variables):
-        if not self._compiles_the_step():
-            self._take_step(grads, variables)
+    def _step(self, grads, variables, certain=None):
+        """Takes a step with the first `certain` variables, and with each other one if its gradient is not 0."""
+        certain = len(variables) if certain is None else certain
+        if not variables:
+            return
+        if not self._compiles_the_step(variables):
+            self._take_step(grads, variables, certain)
             return
         import tensorflow as tf
 
@@ -314,7 +430,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             for optimizer in self.chain():
                 optimizer.is_compiled = True
             try:
-                self._take_step(grads, variables)
+                self._take_step(grads, variables, certain)
             finally:
                 for optimizer in self.chain():
                     optimizer.is_compiled = False
@@ -322,13 +438,13 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         # Anew for each trace: a function that is kept would meet the tensors of another graph.
         tf.function(take_step, jit_compile=True, autograph=False)()
 
-    def _take_step(self, grads, variables):
+    def _take_step(self, grads, variables, certain):
+        moves = [True] * certain + [ops.any(ops.not_equal(g, 0)) for g in grads[certain:]]
         *wrappers, rule = self.chain()
         for wrapper in wrappers:
             grads = wrapper.before_update(grads, variables)
         grads = self._clip(rule, grads)
         learning_rate = ops.convert_to_tensor(learning_rate_of(rule))
-        _decay(rule, variables, learning_rate)
         if isinstance(rule, keras.optimizers.Nadam):  # it keeps one number for all variables
             beta = rule.beta_1 * (1 - 0.5 * ops.power(0.96, ops.cast(rule.iterations + 1, "float32")))
             self.assign(rule._u_product, rule._u_product * ops.cast(beta, rule._u_product.dtype))
@@ -336,19 +452,27 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             rule.shared = {
                 dtype: rule.shared_numbers(dtype) for dtype in {arithmetic_dtype(v.dtype) for v in variables}
             }
-        for g, v in zip(grads, variables, strict=True):
-            rule.update_step(g, v, learning_rate)
+        self._move(grads[:certain], variables[:certain], learning_rate)
+        for g, v, moved in zip(grads[certain:], variables[certain:], moves[certain:], strict=True):
+            self._do_if(moved, lambda g=g, v=v: self._move([g], [v], learning_rate))
         if isinstance(rule, AggregatedOptimizer):
             rule.shared = None  # tensors of this trace, which nothing may keep
+        if rule.use_ema:
+            self._update_averages(rule, {rule._var_key(v): moved for v, moved in zip(variables, moves, strict=True)})
+
+    def _move(self, grads, variables, learning_rate):
+        """What a step does to these variables, but for their averages."""
+        *wrappers, rule = self.chain()
+        _decay(rule, variables, learning_rate)
+        for g, v in zip(grads, variables, strict=True):
+            rule.update_step(g, v, learning_rate)
         for wrapper in reversed(wrappers):
             wrapper.after_update(variables)
         for v in variables:
             if v.constraint is not None:
                 self.assign(v, v.constraint(v))
-        if rule.use_ema:
-            self._update_averages(rule)
 
-    def _compiles_the_step(self):
+    def _compiles_the_step(self, variables):
         if keras.backend.backend() != "tensorflow" or self.jit_compile is False:
             return False
         import tensorflow as tf
@@ -358,8 +482,8 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             return False
         if self.jit_compile is True:
             return True
-        parameters = sum(math.prod(v.shape) for v in self._trainable_variables)
-        worth_it = parameters >= max(WORTH_COMPILING, WORTH_COMPILING_EACH * len(self._trainable_variables))
+        parameters = sum(math.prod(v.shape) for v in variables)
+        worth_it = parameters >= max(WORTH_COMPILING, WORTH_COMPILING_EACH * len(variables))
         return worth_it and not tf.config.list_physical_devices("GPU")
 
     def _clip(self, rule, grads):
@@ -373,18 +497,24 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             return [ops.clip(g, -rule.clipvalue, rule.clipvalue) for g in grads]
         return grads
 
-    def _update_averages(self, rule):
+    def _update_averages(self, rule, moves):
+        """Moves all averages, and on their beat the weights; of the weights only those of this step, in `moves`."""
         # The first step copies the weights; later ones move the average by 1 - ema_momentum.
         momentum = ops.where(ops.equal(rule.iterations, 0), 0.0, rule.ema_momentum)
-        for v, average in zip(rule._trainable_variables, rule._model_variables_moving_average, strict=True):
+        for v, average in zip(rule._trainable_variables, _averages_of(rule), strict=True):
             if average is None:
                 continue
             value = ops.cast(v, average.dtype)
             new_average = value + ops.cast(momentum, average.dtype) * (average - value)
             self.assign(average, new_average)
-            if rule.ema_overwrite_frequency:
+            moved = moves.get(rule._var_key(v), False)
+            if rule.ema_overwrite_frequency and moved is not False:
                 overwrite = ops.equal((rule.iterations + 1) % rule.ema_overwrite_frequency, 0)
-                self.assign(v, ops.where(overwrite, new_average, value))
+                self.assign(v, ops.where(ops.logical_and(overwrite, moved), new_average, value))
+
+    def finalize_variable_values(self, var_list):
+        """Puts the moving averages in the place of those of these variables that the optimizer was built with."""
+        put_averages_in_place(self.chain()[-1], var_list)
 
     def _do_if(self, predicate, action, otherwise=lambda: None):
         """Runs `action()` or `otherwise()`, which return nothing and only assign to variables."""
@@ -500,13 +630,13 @@ def _decay(rule, variables, learning_rate):
     if isinstance(rule, AggregatedOptimizer):
         if not rule.decoupled_weight_decay:
             return
-        decays = [rule.decays[rule.variable_index(v)] for v in variables]
+        decays = [rule.decay_of(rule.variable_index(v)) for v in variables]
     elif decays_in_its_own_way(rule):
         rule._apply_weight_decay(variables)
         return
     else:
         # Keras' patterns meet the variable of the backend; in TensorFlow its name is the whole path.
-        natives = [v.value if keras.backend.backend() == "tensorflow" else v for v in variables]
+        natives = [_native(v) if keras.backend.backend() == "tensorflow" else v for v in variables]
         decays = [rule.weight_decay if rule.weight_decay and rule._use_weight_decay(v) else 0.0 for v in natives]
     for v, decay in zip(variables, decays, strict=True):
         if decay:
@@ -522,18 +652,84 @@ def _shrink(limit, norm):
     return limit / ops.maximum(norm, limit)
 
 
-def _check_keywords(optimizer, kwargs):
+def _native(variable):
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def _averages_of(optimizer):
+    try:
+        return optimizer._model_variables_moving_average
+    except AttributeError:
+        raise ValueError(
+            f"`use_ema` of {type(optimizer).__name__} was set after it had been built, so it keeps no averages. Make a "
+            "new optimizer with `use_ema=True`."
+        ) from None
+
+
+def put_averages_in_place(optimizer, variables):
+    """Sets each of the variables to its average, if the optimizer keeps one of it.
+
+    Keras takes its averages in the order of the variables that it is given, which is another one when a layer was
+    frozen.
+    """
+    if not (optimizer.built and optimizer.use_ema):
+        return
+    keys = [optimizer._var_key(v) for v in optimizer._trainable_variables]
+    averages = dict(zip(keys, _averages_of(optimizer), strict=True))
+    for v in variables:
+        average = averages.get(optimizer._var_key(v))
+        if average is None:
+            continue
+        if keras.backend.backend() != "tensorflow":
+            v.assign(ops.copy(average))  # a variable that shared its buffer could not be donated
+            continue
+        optimizer._distribution_strategy.extended.update(
+            _native(v), lambda a, b: a.assign(ops.cast(b, a.dtype)), args=(_native(average),)
+        )
+
+
+def _checked(optimizer, kwargs):
+    """Keras' keywords with their values as they are kept."""
     for name in kwargs:
         if name not in BASE_KEYWORDS:
             close = difflib.get_close_matches(name, BASE_KEYWORDS, n=1)
             hint = f"Did you mean `{close[0]}`?" if close else f"Beside its own, it takes {', '.join(BASE_KEYWORDS)}."
             raise TypeError(f"{optimizer} has no argument `{name}`. {hint}")
-    for name in ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor"):
-        if kwargs.get(name) is not None:
-            check_number(name, kwargs[name], at_least=0)
-    for name in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
-        if kwargs.get(name) is not None:
-            check_count(name, kwargs[name])
+    return {name: value if name == "name" else check_keyword(name, value) for name, value in kwargs.items()}
+
+
+def check_keyword(name, value):
+    """Returns the value of one of Keras' keywords as it is kept; raises TypeError or ValueError."""
+    return getattr(AggregatedOptimizer, name).check(value)
+
+
+def _of_some_size(grads, variables):
+    """Without the variables that have no elements, of which there is no mean and nothing to train."""
+    pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if math.prod(v.shape)]
+    return [g for g, _ in pairs], [v for _, v in pairs]
+
+
+def _of_the_shape(gradient, variable):
+    """The gradient with the static shape of its variable, of which a trace may know a part only."""
+    if not keras.backend.is_float_dtype(variable.dtype):
+        raise TypeError(
+            f"Only variables of a floating dtype can be trained. {getattr(variable, 'path', variable.name)} has a "
+            f"gradient, and is of dtype {keras.backend.standardize_dtype(variable.dtype)}."
+        )
+    shape = tuple(variable.shape)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if gradient.shape.is_fully_defined() and tuple(gradient.shape) == shape:
+            return gradient
+        if gradient.shape.is_compatible_with(shape):
+            return tf.ensure_shape(gradient, shape)
+    elif tuple(gradient.shape) == shape:
+        return gradient
+    raise ValueError(
+        f"A gradient must have the shape of its variable. {getattr(variable, 'path', variable.name)} has shape "
+        f"{shape}, its gradient {tuple(gradient.shape)}."
+    )
 
 
 def number_of_replicas():

@@ -101,6 +101,14 @@ class Exclusion:
         if len(saved) == len(paths) and all(_are_alike(*pair) for pair in zip(saved, paths, strict=True)):
             return [position in out for position in range(len(paths))]
         found = _found_again(saved, paths)
+        for path in {saved[position] for position in out}:
+            alike = [position for position, other in enumerate(saved) if other == path]
+            if not out.issuperset(alike) and len(alike) != sum(_end_alike(path, other) for other in paths):
+                raise ValueError(
+                    f"`{self.argument}` was resolved for other variables, and of {len(alike)} with the path {path!r} "
+                    "some were left out: which of them the optimizer has now is not known. Make a new optimizer with "
+                    "the constructor; to load a model without its optimizer, use `compile=False`."
+                )
         if out and all(position is None for position in found):
             raise ValueError(
                 f"`{self.argument}` was resolved for variables of which the optimizer has none now, so what it leaves "
@@ -131,7 +139,8 @@ class Exclusion:
                 raise ValueError(
                     f"`{self.argument}`: an optimizer that was saved before it was built leaves out {path!r}, and "
                     f"{len(hits)} variables have that path: {', '.join(_path(v) for v in hits)}. Load the model with "
-                    "`compile=False` and compile it with a new optimizer."
+                    "`compile=False` and compile it with a new optimizer; or call "
+                    "`model.optimizer.build(model.trainable_variables)` before it is saved."
                 )
             found += hits
         return found or self.saved["excluded"][:1]

@@ -33,27 +33,34 @@ def own_variables(optimizer):
 
 def save(optimizer, store):
     """Writes the optimizer's own variables, its class, and the numbers that were set last."""
-    if optimizer.waiting_state is not None:
-        for key, value in optimizer.waiting_state.values.items():
-            store[key] = value
+    store[KIND] = np.frombuffer(type(optimizer).__name__.encode(), "uint8")
+    if not optimizer.built:
+        _save_what_waits_inside(optimizer)
+        waiting = optimizer.waiting_state.values if optimizer.waiting_state else {}
+        for key in waiting.keys() - {KIND}:
+            store[key] = waiting[key]
         return
     for index, variable in enumerate(own_variables(optimizer)):
         store[str(index)] = keras.ops.convert_to_numpy(variable)
         if hasattr(variable, "given"):
             store[GIVEN + variable.name] = np.float64(variable.given)
-    store[KIND] = np.frombuffer(type(optimizer).__name__.encode(), "uint8")
 
 
 def load(optimizer, store):
     """Takes up what `save`, or an earlier version, has written; at the build if the optimizer is not built yet."""
-    values = {key: np.array(store[key]) for key in store.keys()}
+    values = {key: np.array(store[key]) for key in store.keys()}  # noqa: SIM118
     _check_kind(optimizer, values)
-    if optimizer.built:
+    if values.keys() == {KIND}:  # saved before it was built, and what is inside too
+        _once_instead(optimizer, "load_own_variables", lambda store: None)
+        return
+    if not getattr(optimizer, "inner_optimizer", optimizer).built:
+        _let_the_inner_one_wait(optimizer)
+    if not values:
+        warnings.warn(f"The file holds no state of an optimizer. {optimizer.name!r} goes on as it is.", stacklevel=3)
+    elif optimizer.built:
         _take_up(optimizer, values, numbers=True)
-    elif values:
-        optimizer.waiting_state = SavedState(values)
     else:
-        warnings.warn(f"No state of the optimizer {optimizer.name!r} was saved: it begins anew.", stacklevel=3)
+        optimizer.waiting_state = SavedState(values)
 
 
 def takes_up_saved_state(build):
@@ -70,23 +77,53 @@ def takes_up_saved_state(build):
 
 def take_up_waiting(optimizer):
     """Gives a built optimizer the state that was loaded before it was built."""
-    state = getattr(optimizer, "waiting_state", None)
+    state, optimizer.waiting_state = optimizer.waiting_state, None
     if state is not None:
-        optimizer.waiting_state = None
         with _outside_of_the_graph():
             _take_up(optimizer, state.values, numbers=False)
 
 
-def wait_for_build(optimizer):
-    """Lets an optimizer of Keras inside of one of ours keep state that is loaded before it is built."""
+def take_up_what_waits_inside(wrapper):
+    """The same for an optimizer of Keras inside of one of ours, once that is built."""
+    state, wrapper.waiting_inside = wrapper.waiting_inside, None
+    if state is not None:
+        with _outside_of_the_graph():
+            _take_up(wrapper.inner_optimizer, state.values, numbers=False)
+
+
+def _let_the_inner_one_wait(wrapper):
+    """Keras would skip the state of its own optimizer that is not built; here the wrapper keeps it."""
 
     def load_own_variables(store):
-        if optimizer.built:
-            type(optimizer).load_own_variables(optimizer, store)
-        else:
-            optimizer.waiting_state = SavedState({key: np.array(store[key]) for key in store.keys()})
+        values = {key: np.array(store[key]) for key in store.keys()}  # noqa: SIM118
+        wrapper.waiting_inside = SavedState(values)
 
-    optimizer.load_own_variables = load_own_variables
+    _once_instead(wrapper, "load_own_variables", load_own_variables)
+
+
+def _save_what_waits_inside(wrapper):
+    def save_own_variables(store):
+        for key, value in wrapper.waiting_inside.values.items():
+            store[key] = value
+
+    if wrapper.waiting_inside is not None:
+        _once_instead(wrapper, "save_own_variables", save_own_variables)
+
+
+def _once_instead(wrapper, name, function):
+    """Lets `function` stand in for one call of a method of the optimizer of Keras inside.
+
+    Keras saves and loads what is inside of an optimizer right after the optimizer itself.
+    """
+    inner = getattr(wrapper, "inner_optimizer", None)
+    if inner is None or hasattr(inner, "waiting_state"):
+        return
+
+    def once(store):
+        delattr(inner, name)
+        function(store)
+
+    setattr(inner, name, once)
 
 
 def set_weights(optimizer, weights):

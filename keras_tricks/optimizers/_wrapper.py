@@ -6,11 +6,14 @@ from keras_tricks.optimizers import _exclude, _state
 from keras_tricks.optimizers._aggregated import (
     BASE_KEYWORDS,
     AggregatedOptimizer,
+    check_keyword,
     check_known,
+    check_learning_rate,
     decays_in_its_own_way,
     follows_the_protocol,
     make_readable,
 )
+from keras_tricks.optimizers._hyperparameter import tell_if_compiled
 
 
 class _OfInner:
@@ -23,9 +26,15 @@ class _OfInner:
         return self if wrapper is None else getattr(wrapper.inner_optimizer, self.name)
 
     def __set__(self, wrapper, value):
-        if not hasattr(wrapper.inner_optimizer, self.name):
-            raise AttributeError(f"{type(wrapper.inner_optimizer).__name__} has no `{self.name}` to set.")
-        setattr(wrapper.inner_optimizer, self.name, value)
+        if "inner_optimizer" not in vars(wrapper):  # Keras' __init__ sets all of its keywords before there is one
+            return
+        inner = wrapper.inner_optimizer
+        if not hasattr(inner, self.name):
+            raise AttributeError(f"{type(inner).__name__} has no `{self.name}` to set.")
+        if self.name in BASE_KEYWORDS and not isinstance(inner, AggregatedOptimizer):
+            value = check_keyword(self.name, value)
+            tell_if_compiled(wrapper, self.name)
+        setattr(inner, self.name, value)
 
 
 class HandsOn:
@@ -33,6 +42,12 @@ class HandsOn:
 
     momentum = _OfInner()
     beta_1 = _OfInner()
+    weight_decay = _OfInner()
+    clipnorm = _OfInner()
+    clipvalue = _OfInner()
+    global_clipnorm = _OfInner()
+    ema_momentum = _OfInner()
+    ema_overwrite_frequency = _OfInner()
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
         """Keras' method, of the wrapped optimizer."""
@@ -42,10 +57,12 @@ class HandsOn:
 class OptimizerWrapper(HandsOn, AggregatedOptimizer):
     """An optimizer that acts before and after the update of `inner_optimizer`, any Keras optimizer or wrapper.
 
-    Learning rate, step count, loss scale, `momentum` and `beta_1` are those of the inner optimizer. However wrappers
-    are nested, a step is: aggregate, accumulate, `before_update` from the outside in, clip, decay, update,
+    Learning rate, step count, Keras' keywords, `momentum` and `beta_1` are those of the inner optimizer. However
+    wrappers are nested, a step is: aggregate, accumulate, `before_update` from the outside in, clip, decay, update,
     `after_update` from the inside out, constraints, moving average.
     """
+
+    loss_scale_factor = _OfInner()
 
     def __init__(self, optimizer, name=None, gradient_accumulation_steps=None, jit_compile="auto", **kwargs):
         kind = type(self).__name__
@@ -64,10 +81,6 @@ class OptimizerWrapper(HandsOn, AggregatedOptimizer):
             **kwargs,
         )
         self.inner_optimizer = optimizer
-        if isinstance(optimizer, AggregatedOptimizer):
-            optimizer.finite_check_is_done = True  # the outermost takes the steps, and checks
-        else:
-            _state.wait_for_build(optimizer)
         make_readable(optimizer)
 
     def before_update(self, grads, variables):
@@ -86,7 +99,7 @@ class OptimizerWrapper(HandsOn, AggregatedOptimizer):
             check_known(inner, variables)
         else:
             inner.build(variables)
-            _state.take_up_waiting(inner)
+            _state.take_up_what_waits_inside(self)
         super().build(variables)
 
     def chain(self):
@@ -108,19 +121,18 @@ class OptimizerWrapper(HandsOn, AggregatedOptimizer):
 
     @learning_rate.setter
     def learning_rate(self, learning_rate):
-        self.inner_optimizer.learning_rate = learning_rate
+        self.inner_optimizer.learning_rate = check_learning_rate(learning_rate)
 
     @property
-    def loss_scale_factor(self):
-        return self.inner_optimizer.loss_scale_factor
+    def use_ema(self):
+        """False: the averages are the inner optimizer's."""
+        return False
 
-    @loss_scale_factor.setter
-    def loss_scale_factor(self, factor):
-        if hasattr(self, "inner_optimizer"):  # Keras' __init__ sets it to None before there is one
-            self.inner_optimizer.loss_scale_factor = factor
-
-    def finalize_variable_values(self, var_list):
-        self.inner_optimizer.finalize_variable_values(var_list)
+    @use_ema.setter
+    def use_ema(self, use_ema):
+        if use_ema:
+            kind = type(self).__name__
+            raise AttributeError(f"`use_ema` belongs to the wrapped optimizer: {kind}(Adam(..., use_ema=True))")
 
     def get_config(self):
         return {
@@ -142,6 +154,11 @@ def _check_wrapped(kind, optimizer):
             f"{kind} wraps a Keras optimizer, as in {kind}(keras.optimizers.Adam()). Received: {optimizer!r}"
         )
     name = type(optimizer).__name__
+    if not isinstance(optimizer, AggregatedOptimizer):
+        check_learning_rate(optimizer._learning_rate)
+        for keyword in BASE_KEYWORDS[1:]:
+            if getattr(optimizer, keyword, None) is not None:
+                check_keyword(keyword, getattr(optimizer, keyword))
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         raise ValueError(
             f"Loss scaling goes outside, so that {kind} sees gradients without the scale: "

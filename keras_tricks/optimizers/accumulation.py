@@ -61,7 +61,15 @@ class GradientAccumulation(OptimizerWrapper):
             jit_compile=jit_compile,
             **kwargs,
         )
-        self.steps = steps
+
+    @property
+    def steps(self):
+        """Number of batches for each optimizer step."""
+        return self.gradient_accumulation_steps or 1
+
+    @steps.setter
+    def steps(self, steps):
+        self.gradient_accumulation_steps = check_count("steps", steps)
 
     def get_config(self):
         return {**super().get_config(), "steps": self.steps}

@@ -17,6 +17,7 @@ from keras import ops
 
 from keras_tricks._arguments import check_count, check_flag, check_number
 from keras_tricks.optimizers._aggregated import AggregatedOptimizer, MovableNumber, arithmetic_dtype
+from keras_tricks.optimizers._hyperparameter import Hyperparameter
 from keras_tricks.optimizers._reductions import sum_over
 
 
@@ -71,6 +72,12 @@ class Adafactor(AggregatedOptimizer):
 
     decoupled_weight_decay = False  # the decay is taken with the step
     beta_1 = MovableNumber()
+    beta_2_decay = Hyperparameter(check_number, at_least=-1, below=0)
+    epsilon_1 = Hyperparameter(check_number, at_least=0)
+    epsilon_2 = Hyperparameter(check_number, at_least=0)
+    clip_threshold = Hyperparameter(check_number, optional=True, above=0)
+    scale_parameter = Hyperparameter(check_flag)
+    min_dim_size_to_factor = Hyperparameter(check_count, fixed=True)
 
     def __init__(
         self,
@@ -102,34 +109,37 @@ class Adafactor(AggregatedOptimizer):
             )
         super().__init__(
             _RelativeStep(warmup_init) if relative_step else learning_rate,
-            weight_decay=weight_decay or 0.0,
+            weight_decay=weight_decay,
             exclude_from_weight_decay=exclude_from_weight_decay,
             **kwargs,
         )
-        self.has_momentum = beta_1 is not None
-        if self.has_momentum:
+        if beta_1 is not None:
             self.beta_1 = beta_1
-        self.beta_2_decay = check_number("beta_2_decay", beta_2_decay, at_least=-1, below=0)
-        self.epsilon_1 = check_number("epsilon_1", epsilon_1, at_least=0)
-        self.epsilon_2 = check_number("epsilon_2", epsilon_2, at_least=0)
-        self.clip_threshold = (
-            None if clip_threshold is None else check_number("clip_threshold", clip_threshold, above=0)
-        )
-        self.scale_parameter = check_flag("scale_parameter", scale_parameter)
-        self.relative_step = relative_step
-        self.warmup_init = warmup_init
-        self.min_dim_size_to_factor = check_count("min_dim_size_to_factor", min_dim_size_to_factor)
+        self.beta_2_decay = beta_2_decay
+        self.epsilon_1 = epsilon_1
+        self.epsilon_2 = epsilon_2
+        self.clip_threshold = clip_threshold
+        self.scale_parameter = scale_parameter
+        self.min_dim_size_to_factor = min_dim_size_to_factor
+
+    @property
+    def relative_step(self):
+        """Whether the rate is computed here: until `learning_rate` is set to something else."""
+        return isinstance(self._learning_rate, _RelativeStep)
+
+    @property
+    def warmup_init(self):
+        """Whether the relative step begins small."""
+        return self.relative_step and self._learning_rate.warmup_init
 
     def build(self, variables):
         if self.built:
             return
         super().build(variables)
+        self.has_momentum = hasattr(self, "beta_1")
         self.factored_axes = [factored_axes(v.shape, self.min_dim_size_to_factor) for v in variables]
         self.second_moments = [
-            [
-                self.add_variable(shape, dtype=v.dtype, name=f"{v.path.replace('/', '_')}_{name}")
-                for name, shape in _moments(v.shape, axes)
-            ]
+            [self.add_state(v, shape, name) for name, shape in _moments(v.shape, axes)]
             for v, axes in zip(variables, self.factored_axes, strict=True)
         ]
         if self.has_momentum:
@@ -159,8 +169,8 @@ class Adafactor(AggregatedOptimizer):
             average = ops.cast(self.averages[index], dtype)
             u = average + (u - average) * self.shared[dtype]["new"]
             self.assign(self.averages[index], u)
-        if self.decays[index]:
-            u = u + rate * self.decays[index] * w
+        if decay := self.decay_of(index):
+            u = u + rate * decay * w
         self.assign(variable, w - u)
 
     def _inverse_root(self, index, squares, kept):
@@ -186,7 +196,7 @@ class Adafactor(AggregatedOptimizer):
         return {
             **super().get_config(),
             **({"learning_rate": None} if self.relative_step else {}),
-            "beta_1": self.beta_1.given if self.has_momentum else None,
+            "beta_1": self.beta_1.given if hasattr(self, "beta_1") else None,
             "beta_2_decay": self.beta_2_decay,
             "epsilon_1": self.epsilon_1,
             "epsilon_2": self.epsilon_2,

@@ -14,6 +14,7 @@ from keras import ops
 from keras_tricks._arguments import check_number
 from keras_tricks.optimizers._aggregated import ScalarVariable
 from keras_tricks.optimizers._exclude import Exclusion
+from keras_tricks.optimizers._hyperparameter import Hyperparameter
 from keras_tricks.optimizers._reductions import sum_over
 from keras_tricks.optimizers._unit_axes import unit_axes
 from keras_tricks.optimizers._wrapper import OptimizerWrapper
@@ -59,10 +60,13 @@ class AdaptiveGradientClipping(OptimizerWrapper):
         Normalization", 2021, arXiv:2102.06171.
     """
 
+    clipping = Hyperparameter(check_number, above=0)
+    epsilon = Hyperparameter(check_number, above=0)
+
     def __init__(self, optimizer, clipping=0.01, epsilon=1e-3, exclude=None, name=None, jit_compile="auto", **kwargs):
         super().__init__(optimizer, name=name, jit_compile=jit_compile, **kwargs)
-        self.clipping = check_number("clipping", clipping, above=0)
-        self.epsilon = check_number("epsilon", epsilon, above=0)
+        self.clipping = clipping
+        self.epsilon = epsilon
         self.exclusions = Exclusion(() if exclude is None else exclude, "exclude")
         self.clip_rate = self.add_variable((), dtype="float32", name="clip_rate")
         self.clip_rate.__class__ = ScalarVariable

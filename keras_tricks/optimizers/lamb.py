@@ -9,7 +9,6 @@ You et al., 2020, arXiv:1904.00962. Equals `optax.lamb` and TensorFlow Addons' L
 """
 
 import math
-import numbers
 
 import keras
 from keras import ops
@@ -17,6 +16,17 @@ from keras import ops
 from keras_tricks._arguments import check_flag, check_number
 from keras_tricks.optimizers._aggregated import AggregatedOptimizer, MovableNumber, arithmetic_dtype, moment_numbers
 from keras_tricks.optimizers._exclude import Exclusion
+from keras_tricks.optimizers._hyperparameter import Hyperparameter
+
+
+def _check_range(name, clip):
+    hint = f" `{name}` is None, an upper bound, or a pair (low, high) with 0 <= low <= high."
+    if isinstance(clip, (list, tuple)):
+        if len(clip) != 2:
+            raise ValueError(f"`{name}` has {len(clip)} entries.{hint}")
+        low = check_number(f"{name}[0]", clip[0], at_least=0, hint=hint)
+        return [low, check_number(f"{name}[1]", clip[1], at_least=low, hint=hint)]
+    return [0.0, check_number(name, clip, at_least=0, hint=hint)]
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
@@ -62,6 +72,10 @@ class LAMB(AggregatedOptimizer):
 
     decoupled_weight_decay = False  # the decay is part of `u`
     beta_1 = MovableNumber()
+    beta_2 = Hyperparameter(check_number, at_least=0, below=1)
+    epsilon = Hyperparameter(check_number, at_least=0)
+    trust_ratio_clip = Hyperparameter(_check_range, optional=True)
+    bias_correction = Hyperparameter(check_flag)
 
     def __init__(
         self,
@@ -78,15 +92,15 @@ class LAMB(AggregatedOptimizer):
     ):
         super().__init__(
             learning_rate,
-            weight_decay=weight_decay or 0.0,
+            weight_decay=weight_decay,
             exclude_from_weight_decay=exclude_from_weight_decay,
             **kwargs,
         )
         self.beta_1 = beta_1
-        self.beta_2 = check_number("beta_2", beta_2, at_least=0, below=1)
-        self.epsilon = check_number("epsilon", epsilon, at_least=0)
-        self.trust_ratio_clip = _as_range(trust_ratio_clip)
-        self.bias_correction = check_flag("bias_correction", bias_correction)
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
+        self.trust_ratio_clip = trust_ratio_clip
+        self.bias_correction = bias_correction
         self.adaptation_exclusions = Exclusion(exclude_from_layer_adaptation, "exclude_from_layer_adaptation")
 
     def build(self, variables):
@@ -114,8 +128,8 @@ class LAMB(AggregatedOptimizer):
         self.assign(self.first_moments[index], m)
         self.assign(self.second_moments[index], v)
         u, factor = m / (ops.sqrt(v) + shared["epsilon"]), shared["factor"]
-        if self.decays[index]:
-            u, factor = factor * u + self.decays[index] * w, 1.0
+        if decay := self.decay_of(index):
+            u, factor = factor * u + decay * w, 1.0
 
         scale = ops.cast(learning_rate, dtype) * factor
         if self.adapted[index]:
@@ -140,15 +154,3 @@ class LAMB(AggregatedOptimizer):
             "trust_ratio_clip": self.trust_ratio_clip,
             "bias_correction": self.bias_correction,
         }
-
-
-def _as_range(clip):
-    if clip is None:
-        return None
-    low, high = (0.0, clip) if isinstance(clip, numbers.Real) else clip
-    if not 0 <= low <= high:
-        raise ValueError(
-            "`trust_ratio_clip` expects None, an upper bound, or a pair (low, high) with 0 <= low <= high. "
-            f"Received: trust_ratio_clip={clip}"
-        )
-    return [float(low), float(high)]

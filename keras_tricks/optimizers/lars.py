@@ -14,6 +14,7 @@ from keras import ops
 from keras_tricks._arguments import check_flag, check_number
 from keras_tricks.optimizers._aggregated import AggregatedOptimizer, MovableNumber, arithmetic_dtype
 from keras_tricks.optimizers._exclude import Exclusion
+from keras_tricks.optimizers._hyperparameter import Hyperparameter
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
@@ -62,6 +63,9 @@ class LARS(AggregatedOptimizer):
 
     decoupled_weight_decay = False  # the decay is part of `d`
     momentum = MovableNumber()
+    nesterov = Hyperparameter(check_flag)
+    trust_coefficient = Hyperparameter(check_number, above=0)
+    epsilon = Hyperparameter(check_number, at_least=0)
 
     def __init__(
         self,
@@ -77,15 +81,14 @@ class LARS(AggregatedOptimizer):
     ):
         super().__init__(
             learning_rate,
-            weight_decay=weight_decay or 0.0,
+            weight_decay=weight_decay,
             exclude_from_weight_decay=exclude_from_weight_decay,
             **kwargs,
         )
         self.momentum = momentum
-        self.has_momentum = momentum > 0
-        self.nesterov = check_flag("nesterov", nesterov)
-        self.trust_coefficient = check_number("trust_coefficient", trust_coefficient, above=0)
-        self.epsilon = check_number("epsilon", epsilon, at_least=0)
+        self.nesterov = nesterov
+        self.trust_coefficient = trust_coefficient
+        self.epsilon = epsilon
         self.adaptation_exclusions = Exclusion(exclude_from_layer_adaptation, "exclude_from_layer_adaptation")
 
     def build(self, variables):
@@ -93,6 +96,7 @@ class LARS(AggregatedOptimizer):
             return
         self.adapted = [not out for out in self.adaptation_exclusions.of(variables)]
         super().build(variables)
+        self.has_momentum = self.momentum.given > 0
         if self.has_momentum:
             self.velocities = self.add_optimizer_variables(variables, "velocity")
 
@@ -104,8 +108,8 @@ class LARS(AggregatedOptimizer):
         index = self.variable_index(variable)
         dtype = arithmetic_dtype(variable.dtype)
         d, w = ops.cast(gradient, dtype), ops.cast(variable, dtype)
-        if self.decays[index]:
-            d = d + self.decays[index] * w
+        if decay := self.decay_of(index):
+            d = d + decay * w
 
         scale = ops.cast(learning_rate, dtype)
         if self.adapted[index]:

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_tricks._arguments import check_count, check_number
 from keras_tricks.optimizers._aggregated import arithmetic_dtype
+from keras_tricks.optimizers._hyperparameter import Hyperparameter
 from keras_tricks.optimizers._wrapper import OptimizerWrapper
 
 
@@ -44,10 +45,13 @@ class Lookahead(OptimizerWrapper):
         2019, arXiv:1907.08610.
     """
 
+    sync_period = Hyperparameter(check_count)
+    slow_step_size = Hyperparameter(check_number, above=0, at_most=1)
+
     def __init__(self, optimizer, sync_period=6, slow_step_size=0.5, name=None, jit_compile="auto", **kwargs):
         super().__init__(optimizer, name=name, jit_compile=jit_compile, **kwargs)
-        self.sync_period = check_count("sync_period", sync_period)
-        self.slow_step_size = check_number("slow_step_size", slow_step_size, above=0, at_most=1)
+        self.sync_period = sync_period
+        self.slow_step_size = slow_step_size
 
     def build(self, variables):
         if self.built:
@@ -57,18 +61,20 @@ class Lookahead(OptimizerWrapper):
 
     def before_update(self, grads, variables):
         # Not in `build`: weights may be loaded between that and the first step.
-        self._do_if(ops.equal(self.steps_taken, 0), lambda: self._for_each(lambda slow, w: self.assign(slow, w)))
+        self._do_if(ops.equal(self.steps_taken, 0), self._begin)
         return grads
 
-    def after_update(self, variables):
-        self._do_if(ops.equal((self.steps_taken + 1) % self.sync_period, 0), lambda: self._for_each(self._synchronize))
-
-    def _for_each(self, action):
+    def _begin(self):
         for slow, variable in zip(self.slow_weights, self.trained_variables, strict=True):
             if slow is not None:
-                action(slow, variable)
+                self.assign(slow, variable)
 
-    def _synchronize(self, slow, variable):
+    def after_update(self, variables):
+        synchronize = lambda: [self._synchronize(v) for v in variables] and None  # noqa: E731
+        self._do_if(ops.equal((self.steps_taken + 1) % self.sync_period, 0), synchronize)
+
+    def _synchronize(self, variable):
+        slow = self.slow_weights[self.variable_index(variable)]
         dtype = arithmetic_dtype(variable.dtype)
         before = ops.cast(slow, dtype)
         after = before + self.slow_step_size * (ops.cast(variable, dtype) - before)

@@ -12,8 +12,14 @@ import warnings
 import keras
 from keras import ops
 
+from keras_tricks._arguments import check_count, check_number
 from keras_tricks.optimizers import _state
-from keras_tricks.optimizers._aggregated import AggregatedOptimizer, make_readable, number_of_replicas
+from keras_tricks.optimizers._aggregated import (
+    AggregatedOptimizer,
+    make_readable,
+    number_of_replicas,
+    put_averages_in_place,
+)
 from keras_tricks.optimizers._wrapper import HandsOn
 
 
@@ -42,8 +48,8 @@ class LossScaleOptimizer(HandsOn, keras.optimizers.LossScaleOptimizer):
         Paulius Micikevicius et al., "Mixed Precision Training", 2018, arXiv:1710.03740.
     """
 
-    # State that was loaded before the optimizer was built: a `SavedState`.
-    waiting_state = None
+    # State that was loaded before this optimizer, and the one inside, were built: a `SavedState` each.
+    waiting_state = waiting_inside = None
 
     def __init__(self, inner_optimizer, initial_scale=2.0**15, dynamic_growth_steps=2000, **kwargs):
         if not isinstance(inner_optimizer, keras.optimizers.Optimizer) or isinstance(
@@ -53,17 +59,10 @@ class LossScaleOptimizer(HandsOn, keras.optimizers.LossScaleOptimizer):
                 "`inner_optimizer` must be a Keras optimizer that does not scale the loss itself. "
                 f"Received: {inner_optimizer!r}"
             )
-        if not initial_scale > 0:
-            raise ValueError(f"`initial_scale` must be positive. Received: initial_scale={initial_scale}")
-        if not dynamic_growth_steps >= 1:
-            raise ValueError(
-                f"`dynamic_growth_steps` must be at least 1. Received: dynamic_growth_steps={dynamic_growth_steps}"
-            )
+        initial_scale = check_number("initial_scale", initial_scale, above=0)
+        dynamic_growth_steps = check_count("dynamic_growth_steps", dynamic_growth_steps)
         super().__init__(inner_optimizer, initial_scale, dynamic_growth_steps, **kwargs)
-        inner_optimizer.finite_check_is_done = True  # gradients that reach it are finite on every replica
         make_readable(inner_optimizer)
-        if not isinstance(inner_optimizer, AggregatedOptimizer):
-            _state.wait_for_build(inner_optimizer)
 
     @_state.takes_up_saved_state
     def build(self, var_list):
@@ -72,7 +71,7 @@ class LossScaleOptimizer(HandsOn, keras.optimizers.LossScaleOptimizer):
         if number_of_replicas() > 1 and not isinstance(self.inner_optimizer, AggregatedOptimizer):
             self._refuse_what_fails_on_replicas()
         super().build(var_list)
-        _state.take_up_waiting(self.inner_optimizer)
+        _state.take_up_what_waits_inside(self)
 
     # Keras saves the inner optimizer as an attribute of this one; here only what this one adds.
     def save_own_variables(self, store):
@@ -102,6 +101,13 @@ class LossScaleOptimizer(HandsOn, keras.optimizers.LossScaleOptimizer):
                     f"keras_tricks.GradientAccumulation({name}(..., {keyword}={getattr(inner, keyword)}), steps=1)).",
                     stacklevel=2,
                 )
+
+    def finalize_variable_values(self, var_list):
+        inner = self.inner_optimizer
+        if isinstance(inner, AggregatedOptimizer):
+            inner.finalize_variable_values(var_list)
+        else:
+            put_averages_in_place(inner, var_list)
 
     def check_finite(self, grads):
         """True where the gradients of all replicas are finite."""

@@ -12,9 +12,17 @@ import keras
 from keras import ops
 
 from keras_tricks.optimizers._aggregated import AggregatedOptimizer, MovableNumber, arithmetic_dtype
+from keras_tricks.optimizers._hyperparameter import Hyperparameter
 from keras_tricks.optimizers._reductions import maximum_over
 
 VARIANTS = ("I", "II")
+
+
+def _check_variant(name, value):
+    if value not in VARIANTS:
+        raise ValueError(f"`{name}` must be 'I' or 'II'. Received: {name}={value!r}")
+    return value
+
 
 # Where a bound is 0, so is the gradient: any positive number in its place makes 0/0 the 0 that it is meant to be.
 SMALLEST = 1.2e-38
@@ -60,24 +68,20 @@ class SM3(AggregatedOptimizer):
     """
 
     momentum = MovableNumber()
+    variant = Hyperparameter(_check_variant)
 
     def __init__(self, learning_rate=0.1, momentum=0.9, variant="II", exclude_from_weight_decay=None, **kwargs):
-        if variant not in VARIANTS:
-            raise ValueError(f"`variant` must be 'I' or 'II'. Received: variant={variant!r}")
         super().__init__(learning_rate, exclude_from_weight_decay=exclude_from_weight_decay, **kwargs)
         self.momentum = momentum
-        self.has_momentum = momentum > 0
         self.variant = variant
 
     def build(self, variables):
         if self.built:
             return
         super().build(variables)
+        self.has_momentum = self.momentum.given > 0
         self.accumulators = [
-            [
-                self.add_variable(shape, dtype=v.dtype, name=f"{v.path.replace('/', '_')}_accumulator_{axis}")
-                for axis, shape in enumerate(_covers(v.shape))
-            ]
+            [self.add_state(v, shape, f"accumulator_{axis}") for axis, shape in enumerate(_covers(v.shape))]
             for v in variables
         ]
         if self.has_momentum:

@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_tricks._arguments import check_number
 from keras_tricks.optimizers._aggregated import AggregatedOptimizer, MovableNumber, arithmetic_dtype, moment_numbers
+from keras_tricks.optimizers._hyperparameter import Hyperparameter
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
@@ -52,6 +53,9 @@ class Yogi(AggregatedOptimizer):
     """
 
     beta_1 = MovableNumber()
+    beta_2 = Hyperparameter(check_number, at_least=0, below=1)
+    epsilon = Hyperparameter(check_number, at_least=0)
+    initial_accumulator_value = Hyperparameter(check_number, fixed=True, at_least=0)
 
     def __init__(
         self,
@@ -65,11 +69,9 @@ class Yogi(AggregatedOptimizer):
     ):
         super().__init__(learning_rate, exclude_from_weight_decay=exclude_from_weight_decay, **kwargs)
         self.beta_1 = beta_1
-        self.beta_2 = check_number("beta_2", beta_2, at_least=0, below=1)
-        self.epsilon = check_number("epsilon", epsilon, at_least=0)
-        self.initial_accumulator_value = check_number(
-            "initial_accumulator_value", initial_accumulator_value, at_least=0
-        )
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
+        self.initial_accumulator_value = initial_accumulator_value
 
     def build(self, variables):
         if self.built:

@@ -130,12 +130,12 @@ class TestExclusions:
         head = model.get_layer("head")
         for exclude in (["head/"], "head", [head], [head.kernel, head.bias], head):
             optimizer = self.built(model, exclude_from_weight_decay=exclude)
-            assert optimizer.decays == [0.5, 0.5, 0.0, 0.0], exclude
+            assert optimizer.without_decay == [False, False, True, True], exclude
 
     def test_the_two_lists_are_independent_and_an_empty_list_excludes_nothing(self):
         model, _ = self.model()
         optimizer = self.built(model, exclude_from_weight_decay=[], exclude_from_layer_adaptation=["body/kernel"])
-        assert optimizer.decays == [0.5] * 4
+        assert optimizer.without_decay == [False] * 4
         assert optimizer.adapted == [False, True, True, True]
 
     def test_keras_method_works_too(self):
@@ -143,7 +143,7 @@ class TestExclusions:
         optimizer = kt.LAMB(0.1, weight_decay=0.5)
         optimizer.exclude_from_weight_decay(var_names=["head/bias"])
         optimizer.build(model.trainable_variables)
-        assert optimizer.decays == [0.5, 0.5, 0.5, 0.0]
+        assert optimizer.without_decay == [False, False, False, True]
         with pytest.raises(ValueError, match="before the optimizer is built"):
             optimizer.exclude_from_weight_decay(var_names=["body"])
 
@@ -165,7 +165,7 @@ class TestExclusions:
         model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
         model.save(tmp_path / "m.keras")
         loaded = keras.models.load_model(tmp_path / "m.keras").optimizer
-        assert loaded.decays == model.optimizer.decays == [0.5, 0.5, 0.0, 0.0]
+        assert loaded.without_decay == model.optimizer.without_decay == [False, False, True, True]
         assert loaded.adapted == model.optimizer.adapted == [True, True, False, True]
 
 
@@ -173,7 +173,7 @@ class TestExclusions:
     ("arguments", "message"),
     [
         ({"learning_rate": -1}, "`learning_rate` must be at least 0"),
-        ({"learning_rate": "fast"}, "learning_rate"),
+        ({"learning_rate": float("inf")}, "learning_rate"),
         ({"beta_1": 1.0}, "less than 1"),
         ({"beta_2": -0.1}, "at least 0"),
         ({"epsilon": -1e-6}, "epsilon"),
