@@ -4,8 +4,11 @@ import pytest
 import tensorflow as tf
 
 import keras_tricks as kt
+from keras_tricks import catalog
 from keras_tricks.optimizers import _aggregated
 from tests import runs
+
+OPTIMIZERS = [t for t in catalog.TRICKS if t.kind == "optimizer" and t.make]
 
 
 def test_every_private_hook_of_keras_is_where_it_was():
@@ -168,3 +171,167 @@ def test_it_works_inside_of_keras_multi_optimizer():
     plain = runs.train(lambda: kt.LAMB(0.05), epochs=1)
     inside = runs.train(lambda: keras.optimizers.MultiOptimizer(lambda variable: optimizer), epochs=1)
     runs.assert_same_weights(plain, inside, 2e-5)
+
+
+def _step(optimizer, variables):
+    def step(*gradients):
+        optimizer.apply(list(gradients), variables)
+
+    return step
+
+
+def parts_of(shape):
+    """Static shapes that say less and less of `shape`."""
+    return [tf.TensorShape([None, *shape[1:]]), tf.TensorShape([None] * len(shape)), tf.TensorShape(None)]
+
+
+@pytest.mark.parametrize("make", [t.make for t in OPTIMIZERS], ids=[t.name for t in OPTIMIZERS])
+def test_a_gradient_whose_shape_a_trace_does_not_know_has_its_variables(make):
+    for jit_compile in (False, True):
+        ends = []
+        for spec in parts_of((4, 3)):
+            optimizer, kernel = make(global_clipnorm=1.0), keras.Variable(runs.numbers((4, 3), "float32")[0])
+            inner = getattr(optimizer, "inner_optimizer", optimizer)
+            (inner if isinstance(inner, _aggregated.AggregatedOptimizer) else optimizer).jit_compile = jit_compile
+            gradients = runs.numbers((4, 3), "float32")[1][:2]
+            step = tf.function(_step(optimizer, [kernel]), input_signature=[tf.TensorSpec(spec, "float32")])
+            for g in gradients:
+                step(tf.constant(g))
+            ends.append(kernel.numpy())
+        known = runs.steps(make(global_clipnorm=1.0), runs.numbers((4, 3), "float32")[0], gradients)
+        for end in ends:
+            np.testing.assert_allclose(end, known, rtol=2e-5, atol=1e-6)
+
+
+def test_a_gradient_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"has shape \(2, 3\), its gradient \(3, 2\)"):
+        kt.LAMB().apply([tf.ones((3, 2))], [keras.Variable(np.ones((2, 3)))])
+
+
+@pytest.mark.parametrize("make", [t.make for t in OPTIMIZERS], ids=[t.name for t in OPTIMIZERS])
+def test_variables_of_tensorflow_train_as_those_of_keras(make):
+    starts = [runs.numbers(shape, "float32")[0] for shape in ((4, 3), (3,), ())]
+    gradients = [tf.constant(runs.numbers(shape, "float32")[1][0]) for shape in ((4, 3), (3,), ())]
+    ends = []
+    for kind in (keras.Variable, tf.Variable):
+        optimizer = make(use_ema=True, gradient_accumulation_steps=2)
+        variables = [kind(start) for start in starts]
+        for _ in range(4):
+            optimizer.apply(gradients, variables)
+        optimizer.finalize_variable_values(variables)
+        ends.append([keras.ops.convert_to_numpy(v) for v in variables])
+    for a, b in zip(*ends, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+        assert np.isfinite(a).all()
+
+
+@pytest.mark.parametrize("make", [t.make for t in OPTIMIZERS], ids=[t.name for t in OPTIMIZERS])
+def test_variables_without_elements_and_with_one_do_no_harm(make):
+    shapes = [(0, 5), (0,), (1, 1), (), (2, 3)]
+    for options in ({}, {"gradient_accumulation_steps": 2, "use_ema": True, "global_clipnorm": 1.0}):
+        for decorate in (lambda f: f, tf.function):
+            optimizer = make(**options)
+            variables = [keras.Variable(np.ones(shape, "float32")) for shape in shapes]
+            step = decorate(_step(optimizer, variables))
+            for _ in range(2):
+                step(*(tf.ones(v.shape) for v in variables))
+            assert all(np.isfinite(v.numpy()).all() for v in variables)
+            assert (variables[-1].numpy() != 1).all()
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")  # in the first batch, which others may follow or not
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize("make", [lambda: kt.SM3(0.1, gradient_accumulation_steps=2), lambda: _accumulated_sgd()])
+def test_a_head_without_a_gradient_in_the_last_batch_of_a_window_takes_its_step(make, mode):
+    """Two heads, batches of one task each: as if each batch had brought a gradient of 0 for the other head."""
+    ends = []
+    for absent in (None, tf.constant(0.0)):
+        optimizer, heads = make(), [keras.Variable(1.0), keras.Variable(1.0)]
+        optimizer.build(heads)
+        step = _step(optimizer, heads)
+        step = tf.function(step) if mode == "graph" else step
+        one = tf.constant(1.0)
+        for _ in range(4):
+            step(one, absent)
+            step(absent, one)
+        ends.append([h.numpy() for h in heads])
+    np.testing.assert_allclose(*ends, rtol=1e-6)
+    assert max(ends[0]) < 1
+
+
+def _accumulated_sgd():
+    return kt.GradientAccumulation(keras.optimizers.SGD(0.01), 2)
+
+
+def test_a_variable_without_a_gradient_stays_as_it_is():
+    optimizer = kt.Lookahead(kt.LAMB(0.1, weight_decay=0.5, exclude_from_weight_decay=[]), sync_period=2)
+    head, other = keras.Variable(np.ones((2, 2))), keras.Variable(np.ones((2, 2)))
+    optimizer.build([head, other])
+    for _ in range(4):
+        with pytest.warns(UserWarning, match="Gradients do not exist"):
+            optimizer.apply([tf.ones((2, 2)), None], [head, other])
+    np.testing.assert_array_equal(other.numpy(), 1)
+    assert (head.numpy() != 1).all()
+
+
+def frozen_later(optimizer):
+    """Two layers of one shape; the first is frozen after an epoch and the model compiled again."""
+    layers = [keras.layers.Dense(4, name=name) for name in "ab"]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    model.compile(optimizer, "mse")
+    x = runs.numbers((12, 4), "float32")[0]
+    model.fit(x, 2 * x, batch_size=4, verbose=0)
+    layers[0].trainable = False
+    model.compile(optimizer, "mse")
+    before = [layer.get_weights() for layer in layers]
+    model.fit(x, 2 * x, batch_size=4, verbose=0)
+    return before, [layer.get_weights() for layer in layers], optimizer
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: kt.Lookahead(keras.optimizers.SGD(0.05), 2),
+        lambda: kt.LAMB(0.01, use_ema=True, weight_decay=0.1),
+        lambda: kt.LAMB(0.01, use_ema=True, ema_overwrite_frequency=2),
+        lambda: kt.GradientAccumulation(keras.optimizers.Adam(0.01, use_ema=True), 2),
+        lambda: kt.LossScaleOptimizer(keras.optimizers.Adam(0.01, use_ema=True)),
+    ],
+)
+def test_a_layer_that_is_frozen_later_stays_and_the_other_gets_its_own_average(make):
+    before, after, optimizer = frozen_later(make())
+    for a, b in zip(before[0], after[0], strict=True):
+        np.testing.assert_array_equal(a, b)
+    rule = optimizer
+    while hasattr(rule, "inner_optimizer"):
+        rule = rule.inner_optimizer
+    if rule.use_ema:
+        # The averages are of the variables in the order of the build: a's kernel and bias, then b's.
+        averages = rule._model_variables_moving_average[2:]
+        for average, weight in zip(averages, after[1], strict=True):
+            np.testing.assert_allclose(weight, average.numpy(), rtol=1e-6)
+    assert not np.allclose(before[1][0], after[1][0], atol=1e-4)
+
+
+def test_an_overflow_on_one_replica_is_skipped_whatever_the_global_precision(capfd):
+    with runs.strategy_of(2).scope():
+        layer = keras.layers.Dense(1, dtype="mixed_float16", kernel_initializer="ones")
+        model = keras.Sequential([keras.Input((2,), dtype="float32"), layer])
+        model.compile(kt.LAMB(0.1), "mse")
+    x = np.ones((4, 2), "float32")
+    x[2] = np.inf  # of the second replica
+    model.fit(x, np.ones((4, 1)), batch_size=4, verbose=0, shuffle=False)
+    np.testing.assert_array_equal(model.get_weights()[0], 1)
+    assert "LAMB skipped a step" in capfd.readouterr().err
+
+
+def test_nothing_is_left_on_an_optimizer_that_was_wrapped_once():
+    inner = kt.LAMB(0.1)
+    before = dict(vars(inner))
+    kt.LossScaleOptimizer(kt.Lookahead(inner))
+    assert vars(inner).keys() == before.keys()
+
+
+def test_integers_are_not_trained():
+    with pytest.raises(TypeError, match="Only variables of a floating dtype"):
+        kt.LAMB().apply([tf.ones(2)], [keras.Variable(np.ones(2, "int32"))])
