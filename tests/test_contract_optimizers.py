@@ -10,7 +10,7 @@ import tensorflow as tf
 import keras_tricks as kt
 from keras_tricks import catalog
 from keras_tricks.callbacks._innermost import stepping_optimizer
-from tests import runs
+from tests import runs, zoo
 
 OPTIMIZERS = [t for t in catalog.TRICKS if t.kind == "optimizer" and t.make]
 
@@ -43,6 +43,7 @@ def test_config_round_trip(make):
     assert keras.saving.serialize_keras_object(again) == keras.saving.serialize_keras_object(optimizer)
 
 
+@pytest.mark.slow  # on real networks: test_contract_real_networks.py
 def test_the_result_is_the_same_eager_compiled_under_xla_and_on_two_replicas(make_of_each_kind):
     expected = plain(make_of_each_kind)
     for mode, replicas in (("eager", 1), ("xla", 1), ("graph", 2)):  # XLA on two: the next tests
@@ -111,6 +112,7 @@ def on_replicas():
         yield from ([(t, 1), runs.slow(t, 2)] if t.object in runs.ALIKE else [(t, 2)])
 
 
+@pytest.mark.slow  # on real networks: below
 @pytest.mark.parametrize(("trick", "replicas"), [*on_replicas()], ids=lambda x: getattr(x, "name", x))
 def test_saved_loaded_and_continued_equals_uninterrupted(trick, replicas, tmp_path):
     run = runs.train(lambda: trick.make(gradient_accumulation_steps=3, use_ema=True), replicas=replicas, epochs=1)
@@ -157,3 +159,76 @@ def test_it_learns():
     for trick in OPTIMIZERS:
         run = runs.train(trick.make, epochs=15)
         assert run.losses[-1] < 0.8 * run.losses[0], trick.name
+
+
+def pairs(networks, *offsets):
+    """Each optimizer with each network, slow but for some optimizers of each network, which take turns."""
+    for i, network in enumerate(networks):
+        quick = {(i + offset) % len(OPTIMIZERS) for offset in offsets}
+        for j, trick in enumerate(OPTIMIZERS):
+            marks = () if j in quick and not network.is_(zoo.LARGE) else pytest.mark.slow
+            yield pytest.param(network, trick.make, marks=marks, id=f"{network}-{trick.name}")
+
+
+@functools.cache
+def first_gradients(network):
+    """The gradients of a network's first batch, in NumPy; None where a variable has none."""
+    model = network.compiled(lambda: keras.optimizers.SGD(0.1), run_eagerly=True)
+    received = []
+    for optimizer in (model.optimizer, getattr(model, "second_optimizer", None)):
+        if optimizer is not None:
+            optimizer.apply = lambda grads, variables: received.extend(zip(grads, variables, strict=True))
+    zoo.fit(model, network)
+    gradients = {id(v): keras.ops.convert_to_numpy(tf.convert_to_tensor(g)) for g, v in reversed(received)}
+    return [gradients.get(id(v)) for v in model.trainable_variables]
+
+
+def step_of(optimizer, variables, gradients):
+    def step(*present):
+        present = iter(present)
+        optimizer.apply([None if g is None else next(present) for g in gradients], variables)
+
+    return step
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+@pytest.mark.parametrize("is_compiled", [False, runs.slow(True)])
+@pytest.mark.parametrize(("network", "make"), [*pairs(zoo.NETWORKS.values(), 3)])
+def test_a_step_with_the_gradients_of_a_real_network_is_the_same_traced_with_unknown_shapes(network, make, is_compiled):
+    ends = []
+    for is_traced in (False, True):
+        model = network.compiled(make)
+        gradients = [None if g is None else tf.constant(g) for g in first_gradients(network)]
+        step = step_of(model.optimizer, model.trainable_variables, gradients)
+        present = [g for g in gradients if g is not None]
+        if is_traced:
+            stepping_optimizer(model.optimizer).jit_compile = is_compiled
+            step = tf.function(step, input_signature=[tf.TensorSpec([None] * len(g.shape), g.dtype) for g in present])
+        for _ in range(2):
+            step(*present)
+        ends.append(model.get_weights())
+    for v, x, y in zip(model.weights, *ends, strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-6, err_msg=v.path)
+
+
+RESUMABLE = [n for n in zoo.NETWORKS.values() if not n.is_(zoo.RANDOM, zoo.TWO_OPTIMIZERS, zoo.MERGED)]
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+@pytest.mark.parametrize(("network", "make"), [*pairs(RESUMABLE, 1)])
+def test_a_real_network_goes_on_from_a_file_as_if_uninterrupted(network, make, tmp_path):
+    """From a model's file, and from weights alone in a model that was only compiled."""
+    run = zoo.train(network, lambda: make(gradient_accumulation_steps=2, use_ema=True), "eager")
+    run.model.save(tmp_path / "m.keras")
+    run.model.save_weights(tmp_path / "m.weights.h5")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    fresh = network.compiled(lambda: make(gradient_accumulation_steps=2, use_ema=True))
+    fresh.load_weights(tmp_path / "m.weights.h5")
+    for model in (run.model, loaded, fresh):
+        model.run_eagerly = True
+        zoo.fit(model, network)
+    for other in (loaded, fresh):
+        for a, b in zip(run.model.get_weights(), other.get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
+        for a, b in zip(run.model.optimizer.variables, other.optimizer.variables, strict=True):
+            np.testing.assert_array_equal(keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b))

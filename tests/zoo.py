@@ -33,10 +33,11 @@ NOT_FOR_XLA = "not for XLA"
 ONE_DEVICE = "one device"  # has inputs of strings, which Keras' `fit` cannot add over replicas
 CLASSIFIER = "classifier"  # one output of logits for integer labels, so that losses and metrics of classes apply
 TWO_OPTIMIZERS = "two optimizers"
+MERGED = "merged"  # has LoRA factors, which Keras adds to the kernel when it saves, so that they begin anew
 LARGE = "large"  # takes ten seconds to trace
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Network:
     """One network: `make()` a new model that is not compiled, `data()` x, y and sample_weight as arrays."""
 
@@ -192,7 +193,8 @@ def _has_strings(x):
 
 
 def _dataset(network):
-    return tf.data.Dataset.from_tensor_slices(tuple(network.data()))
+    parts = (tuple(part) if isinstance(part, list) else part for part in network.data())  # a list would be stacked
+    return tf.data.Dataset.from_tensor_slices(tuple(parts))
 
 
 def _generator(network):
@@ -636,7 +638,7 @@ def backbone_and_head():
     return keras.Model(backbone.input, layers.Dense(3, dtype="float32", name="head")(x))
 
 
-@network(vectors, classes(), GRAPH, CLASSIFIER)
+@network(vectors, classes(), GRAPH, CLASSIFIER, MERGED)
 def low_rank_adaptation():
     model = equal_inner_names()
     for tower in model.layers:
@@ -646,7 +648,7 @@ def low_rank_adaptation():
     return model
 
 
-@network(vectors, classes(), GRAPH, CLASSIFIER)
+@network(vectors, classes(), GRAPH, CLASSIFIER, MERGED)
 def quantized_int8():
     inputs = keras.Input((8,))
     x = layers.Dense(8, activation="relu", name="body")(inputs)

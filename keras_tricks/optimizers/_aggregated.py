@@ -293,15 +293,16 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             grads = [_of_the_shape(g, v) for g, v in zip(grads, variables, strict=True)]
             if self.loss_scale_factor is not None:
                 grads = [g / self.loss_scale_factor for g in grads]
-            finite = True
-            if number_of_replicas() > 1 and grads:
-                # Keras' loss scaling asks the first replica only, so infinities of the others arrive here.
-                finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in grads]))
-                step = lambda: self._accumulate_or_step(grads, variables, accumulator)  # noqa: E731
-                self._do_if(finite, step, otherwise=self._tell_of_a_skipped_step)
-            else:
-                self._accumulate_or_step(grads, variables, accumulator)
-            self._count(finite, accumulator)
+            with _once_there_is(grads):
+                finite = True
+                if number_of_replicas() > 1 and grads:
+                    # Keras' loss scaling asks the first replica only, so infinities of the others arrive here.
+                    finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in grads]))
+                    step = lambda: self._accumulate_or_step(grads, variables, accumulator)  # noqa: E731
+                    self._do_if(finite, step, otherwise=self._tell_of_a_skipped_step)
+                else:
+                    self._accumulate_or_step(grads, variables, accumulator)
+                self._count(finite, accumulator)
 
     def stateless_apply(self, optimizer_variables, grads, trainable_variables):
         self.has_been_traced = True  # other backends than TensorFlow compile this
@@ -701,6 +702,20 @@ def _checked(optimizer, kwargs):
 def check_keyword(name, value):
     """Returns the value of one of Keras' keywords as it is kept; raises TypeError or ValueError."""
     return getattr(AggregatedOptimizer, name).check(value)
+
+
+def _once_there_is(grads):
+    """Where a step is taken: only after a gradient was computed.
+
+    With a dataset of unknown size Keras begins one step more than there are batches. What does not need a gradient
+    (the count, the decay) would be done in it, before the missing batch ends it. The last layer's gradient is there
+    first.
+    """
+    if keras.backend.backend() != "tensorflow" or not grads:
+        return contextlib.nullcontext()
+    import tensorflow as tf
+
+    return tf.control_dependencies(grads[-1:])
 
 
 def _of_some_size(grads, variables):

@@ -335,3 +335,28 @@ def test_nothing_is_left_on_an_optimizer_that_was_wrapped_once():
 def test_integers_are_not_trained():
     with pytest.raises(TypeError, match="Only variables of a floating dtype"):
         kt.LAMB().apply([tf.ones(2)], [keras.Variable(np.ones(2, "int32"))])
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: kt.Yogi(0.1, weight_decay=0.5, exclude_from_weight_decay=[], use_ema=True),
+        lambda: kt.GradientAccumulation(keras.optimizers.AdamW(0.1, weight_decay=0.5), 2),
+    ],
+)
+@pytest.mark.parametrize("devices", [1, runs.slow(2)])
+def test_the_end_of_a_dataset_of_unknown_size_is_no_step(make, devices):
+    """Keras begins one step more than there are batches: its own optimizers count it, and decay the weights in it."""
+    ends = []
+    for is_known in (True, False):
+        keras.utils.set_random_seed(0)
+        with runs.strategy_of(devices).scope():
+            model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+            model.compile(make(), "mse", jit_compile=False)
+        data = tf.data.Dataset.from_tensor_slices((np.ones((6, 2)), np.ones((6, 1))))
+        data = data if is_known else data.filter(lambda x, y: True)
+        model.fit(data.batch(2), epochs=3, shuffle=False, verbose=0)
+        ends.append([*model.get_weights(), *(keras.ops.convert_to_numpy(v) for v in model.optimizer.variables)])
+    for known, unknown in zip(*ends, strict=True):
+        np.testing.assert_allclose(known, unknown, rtol=1e-6)

@@ -51,7 +51,9 @@ CHAINS = {
 }
 
 
-@pytest.mark.parametrize("make", CHAINS.values(), ids=CHAINS)
+@pytest.mark.parametrize(
+    "make", [c if name == "Keras' rule in all wrappers" else runs.slow(c) for name, c in CHAINS.items()], ids=CHAINS
+)
 class TestResume:
     def test_weights_alone_into_a_model_that_was_only_compiled(self, make, tmp_path):
         model, fresh = compiled(make()), compiled(make())
@@ -101,6 +103,7 @@ class TestResume:
             make().set_weights(values)
 
 
+@pytest.mark.slow
 def test_weights_alone_on_replicas(tmp_path):
     make = CHAINS["Keras' rule in all wrappers"]
     with runs.strategy_of(2).scope():

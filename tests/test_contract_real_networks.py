@@ -1,0 +1,117 @@
+"""Every optimizer on the networks of the zoo: as a graph, under XLA, on replicas as in eager mode; forms of data."""
+
+import functools
+import itertools
+
+import keras
+import numpy as np
+import pytest
+
+import keras_tricks as kt
+from keras_tricks import catalog
+from tests import zoo
+
+OPTIMIZERS = [t for t in catalog.TRICKS if t.kind == "optimizer" and t.make]
+CONDITIONS = [("graph", 2), ("xla", 1), ("xla", 2), ("graph", 1)]
+
+
+def rows():
+    """Network, optimizer and condition: each network once, each optimizer under each condition, the rest slow.
+
+    The networks that take XLA seconds are on replicas here, and under XLA in test_contract_jit.py. That each optimizer
+    takes a right step with the gradients of each network is tested without training, in test_contract_optimizers.py.
+    """
+    for i, network in enumerate(zoo.NETWORKS.values()):
+        conditions = [c for c in CONDITIONS if applies(network, *c)]
+        wanted = CONDITIONS[i // len(OPTIMIZERS)]
+        quick = OPTIMIZERS[i % len(OPTIMIZERS)], wanted if wanted in conditions else ("graph", 1)
+        for optimizer, condition in itertools.product(OPTIMIZERS, conditions):
+            is_quick = (optimizer, condition) == quick and not network.is_(zoo.LARGE)
+            name = f"{network}-{optimizer.name}-{condition[0]}-{condition[1]}"
+            yield pytest.param(network, optimizer, *condition, marks=() if is_quick else pytest.mark.slow, id=name)
+
+
+def applies(network, mode, replicas):
+    if mode == "xla" and network.is_(zoo.NOT_FOR_XLA):
+        return False
+    return replicas == 1 or not network.is_(zoo.ONE_DEVICE)
+
+
+@functools.cache
+def expected(network, optimizer):
+    """Eager, on one device."""
+    return zoo.train(network, optimizer.make, "eager")
+
+
+@pytest.mark.parametrize(("network", "optimizer", "mode", "replicas"), [*rows()])
+def test_training_ends_where_it_does_in_eager_mode(network, optimizer, mode, replicas):
+    run = zoo.train(network, optimizer.make, mode, replicas)
+    if is_comparable(network, mode, replicas):
+        assert_same(expected(network, optimizer), run, tolerance(network))
+    else:
+        assert run.losses == pytest.approx(expected(network, optimizer).losses, rel=0.3)
+
+
+def assert_same(a, b, tolerance):
+    # The bias of an attention's keys changes nothing, so its gradient is rounding, which some rules divide by itself.
+    for v, x, y in zip(a.model.weights, a.weights, b.weights, strict=True):
+        if not v.path.endswith("key/bias"):
+            np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance, err_msg=v.path)
+
+
+def is_comparable(network, mode, replicas):
+    """XLA and other replicas draw other random numbers, and each replica has statistics of its own."""
+    if network.is_(zoo.RANDOM):
+        return (mode, replicas) in (("eager", 1), ("graph", 1))
+    return replicas == 1 or not network.is_(zoo.STATISTICS)
+
+
+def tolerance(network):
+    return 2e-3 if network.is_(zoo.LARGE) else 5e-5  # a hundred layers make rounding large
+
+
+FORMS = [f for f in zoo.DATA if f != "arrays"]
+
+
+def forms_of_networks():
+    quick = ("two_inputs_two_outputs", "equal_inner_names", "siamese", "reused_layer", "own_train_step")
+    quick = dict(zip(FORMS, quick, strict=True))
+    for form, network in itertools.product(FORMS, zoo.select(without={zoo.LARGE})):
+        marks = () if quick[form] == network.name else pytest.mark.slow
+        yield pytest.param(form, network, marks=marks, id=f"{form}-{network}")
+
+
+@pytest.mark.parametrize(("form", "network"), [*forms_of_networks()])
+def test_every_form_of_the_same_data_trains_the_same(form, network):
+    def make():
+        return kt.Lookahead(kt.LAMB(0.01, gradient_accumulation_steps=2, global_clipnorm=1.0), sync_period=2)
+
+    arrays = zoo.train(network, make, epochs=2)
+    other = zoo.train(network, make, epochs=2, data=zoo.DATA[form](network))
+    assert_same(arrays, other, 1e-6)
+
+
+def test_a_replica_without_examples_in_the_last_batch_brings_a_gradient_of_0():
+    """Nine examples: the last batch is one. Keras takes the mean over replicas, so that it counts half."""
+    network = zoo.NETWORKS["token_classifier"]
+    data = {k: v if k == "batch_size" else keras.tree.map_structure(lambda x: x[:9], v) for k, v in _arrays(network)}
+    two = zoo.train(network, lambda: kt.LARS(0.1), replicas=2, data=data)
+    data["sample_weight"][8] *= 0.5
+    assert_same(zoo.train(network, lambda: kt.LARS(0.1), data=data), two, 2e-5)
+
+
+def _arrays(network):
+    return zoo.arrays(network).items()
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("network", zoo.select(without={zoo.LARGE}), ids=str)
+@pytest.mark.slow
+def test_mixed_precision_trains_as_float32_does(network, precision):
+    def make():
+        return kt.LossScaleOptimizer(kt.LAMB(0.01))
+
+    expected = zoo.train(network, make, "graph")
+    run = zoo.train(network, make, "graph", precision=precision)
+    assert all(np.isfinite(w).all() for w in run.weights if w.dtype == "float32")
+    assert run.losses == pytest.approx(expected.losses, rel=0.1)
