@@ -3,7 +3,7 @@
 Dense, Conv, LSTM, GRU   (..., in, out)                all axes but the last
 depthwise convolution    (k, ..., in, multiplier)      the k axes
 transposed convolution   (k, ..., out, in)             the k axes and the last
-Embedding                (vocabulary, features)        the last
+Embedding                (vocabulary, features)        the last; of a reverse kernel and of LoRA's second factor the first
 EinsumDense, attention   by its equation               those that are not in its output
 vectors and scalars, also with axes of length 1        all
 """
@@ -25,7 +25,7 @@ def _axes(variable, layer):
     every = tuple(range(rank))
     if sum(n > 1 for n in variable.shape) <= 1 or variable.name == "bias":
         return every
-    if isinstance(layer, keras.layers.Embedding):
+    if isinstance(layer, keras.layers.Embedding) and variable.name in ("embeddings", "lora_embeddings_a"):
         return every[1:]
     if _is_depthwise(variable, layer):
         return every[:-2]

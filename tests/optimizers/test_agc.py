@@ -31,6 +31,8 @@ LAYOUTS = [
     (lambda: L.Conv2DTranspose(4, 3), (8, 8, 2), {"kernel": (0, 1, 3)}),
     (lambda: L.Conv3DTranspose(4, 3), (4, 4, 4, 2), {"kernel": (0, 1, 2, 4)}),
     (lambda: L.Embedding(7, 3), (5,), {"embeddings": (1,)}),
+    (lambda: L.Embedding(7, 3, lora_rank=2), (5,), {"lora_embeddings_a": (1,), "lora_embeddings_b": (0,)}),
+    (lambda: L.ReversibleEmbedding(7, 3, tie_weights=False), (5,), {"embeddings": (1,), "reverse_embeddings": (0,)}),
     (lambda: L.EinsumDense("abc,cde->abde", (None, 4, 5)), (6, 3), {"kernel": (0,)}),
     (lambda: L.EinsumDense("...cd,cde->...e", (5,)), (3, 4), {"kernel": (0, 1)}),
     (lambda: L.LSTM(3), (4, 2), {"kernel": (0,), "recurrent_kernel": (0,), "bias": (0,)}),
