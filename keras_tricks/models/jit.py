@@ -11,8 +11,12 @@ outside, as do masks and added losses, so they mean what they mean without XLA.
 No paper; `docs/tricks/jit.md` holds the measurements, also of compiling the model's call alone.
 """
 
+import concurrent.futures
+import contextlib
 import functools
 import inspect
+import re
+import threading
 
 import keras
 
@@ -22,10 +26,11 @@ from keras_tricks._masks import mask_of, with_mask
 def jit(model):
     """Compiles a model's training step and forward pass with XLA, inside each replica of its strategy.
 
-    `fit`, `evaluate`, `predict` and `save` work as before, on one device too; so do calls in a `tf.function`. What runs
-    eagerly (a direct call, `run_eagerly=True`) stays eager. Works on Functional, Sequential and subclassed models,
-    before or after `compile()`, and on loaded models. A model with a `train_step` of its own keeps it; there the
-    forward pass and its gradient are compiled. The optimizer's step stays outside.
+    `fit`, `evaluate`, `predict`, `save` and `export` work as before, on one device too. Of calls in a `tf.function` of
+    your own those with `training=True` are compiled. What runs eagerly (a direct call, `run_eagerly=True`) stays eager.
+    Works on Functional, Sequential and subclassed models, before or after `compile()`, and on loaded models. A model
+    with a `train_step` of its own keeps it; there the forward pass and its gradient are compiled. The optimizer's step
+    stays outside.
 
     The model itself is changed and returned. Saving does not keep it: call `jit` again on a loaded model. Each new
     input shape is compiled anew, so batch with `drop_remainder=True`.
@@ -40,8 +45,11 @@ def jit(model):
         TypeError: If `model` is not a `keras.Model`.
         RuntimeError: On a backend other than TensorFlow; there `compile(jit_compile=True)` is enough.
         ValueError: Here or when the model is first called: for synchronized batch normalisation under several replicas
-            (its exchange cannot be in the compiled part), for a layer that assigns its own trainable weight, and for
-            `compile(jit_compile=True)` afterwards under several replicas (before, it is switched off).
+            (its exchange cannot be in the compiled part), for layers and inputs that XLA cannot take (strings, random
+            rotations, ragged or sparse tensors), for a layer that assigns its own trainable weight, for a recurrent
+            layer in a model with a `train_step` of its own, and for `compile(jit_compile=True)` afterwards under
+            several replicas (before, it is switched off).
+        RuntimeError: In the first step, if XLA cannot compile an operation.
 
     Example:
     >>> import keras, keras_tricks as kt
@@ -57,10 +65,14 @@ def jit(model):
         )
     if isinstance(model.call, CompiledCall):
         return model
-    _refuse_synchronized_statistics(model, model.distribute_strategy)
-    model.call = CompiledCall(model)
-    if type(model).train_step is keras.Model.train_step:
-        model.train_step = _CompiledTrainStep(model)
+    _refuse_layers(model, model.distribute_strategy)
+    has_own_step = "train_step" in vars(model) or type(model).train_step is not keras.Model.train_step
+    call = model.call = CompiledCall(model)
+    model.train_step = (_Step if has_own_step else _CompiledTrainStep)(call, model.train_step, "train")
+    model.test_step = _Step(call, model.test_step, "test")
+    model.predict_step = _Step(call, model.predict_step, "predict")
+    for name in ("train_function", "test_function", "predict_function"):
+        _explain_errors(model, name)
     if model.compiled:
         # The step functions may have been traced without `jit`, and Keras' XLA would enclose ours.
         model.jit_compile = False
@@ -69,68 +81,189 @@ def jit(model):
 
 
 class CompiledCall:
-    """Stands in for `model.call`: compiled where a graph is being made of real tensors, else the plain call."""
+    """Stands in for `model.call`: compiled where a step of the model is traced, or another call in training.
+
+    Any other graph may be traced for an export, whose formats know nothing of XLA: there, as without a graph, it is the
+    plain call.
+    """
 
     def __init__(self, model):
         self.model = model
         self.plain = model.call
+        self._traced = threading.local()  # each replica is traced by a thread of its own
         functools.update_wrapper(self, model.call)
         self.__signature__ = inspect.signature(model.call)
 
+    @property
+    def step(self):
+        """The step of the model that this thread is in: "train", "test", "predict", "without jit" or `None`."""
+        return getattr(self._traced, "step", None)
+
+    @contextlib.contextmanager
+    def within(self, step):
+        before, self._traced.step = self.step, step
+        try:
+            yield
+        finally:
+            self._traced.step = before
+
     def __call__(self, *args, **kwargs):
-        if not self.model.built or _runs_eagerly() or _in_stateless_scope() or _holds_symbols(args, kwargs):
-            # Not a graph, or being built, traced for shapes, or part of a pure function that is compiled as a whole.
+        if not self._is_to_be_compiled(args, kwargs):
             return self.plain(*args, **kwargs)
         _refuse_what_cannot_work(self.model)
-        outputs, masks, losses, new_values = _xla(self._pure)(args, kwargs)
+        _refuse_inputs((args, kwargs))
+        in_training = self.step == "train" or kwargs.get("training")
+        outputs, masks, losses, new_values = _xla(self._pure)(args, kwargs, in_training)
         tensors = [
             x if mask is None else with_mask(x, mask=mask)
             for x, mask in zip(keras.tree.flatten(outputs), masks, strict=True)
         ]
         outputs = keras.tree.pack_sequence_as(outputs, tensors)
         for loss in losses:
-            self.model.add_loss(loss)
+            keras.Layer.add_loss(self.model, loss)  # a Functional model's own refuses losses
         _assign(self.model, new_values)
         return outputs
 
-    def _pure(self, args, kwargs):
+    def _is_to_be_compiled(self, args, kwargs):
+        if not self.model.built or _runs_eagerly() or _in_stateless_scope() or _holds_symbols(args, kwargs):
+            return False  # not a graph, or being built, traced for shapes, or part of what is compiled as a whole
+        if self.step is None:
+            return bool(kwargs.get("training")) or _number_of_replicas() > 1
+        return self.step != "without jit"
+
+    def _pure(self, args, kwargs, in_training):
         with keras.StatelessScope(collect_losses=True, initialize_variables=False) as scope:
             outputs = self.plain(*args, **kwargs)
+        if in_training:
+            _refuse_loops(self.model)
         masks = [mask_of(x) for x in keras.tree.flatten(outputs)]
         return outputs, masks, list(scope.losses), _new_values(self.model, scope)
 
 
-class _CompiledTrainStep:
-    """Stands in for Keras' own `train_step`: all of it compiled, up to the optimizer."""
+class _Step:
+    """Stands in for a step of the model: what it calls of the model is compiled."""
 
-    def __init__(self, model):
-        self.model = model
-        self.plain = model.train_step
+    def __init__(self, call, plain, name):
+        self.call, self.plain, self.name = call, plain, name
+        functools.update_wrapper(self, plain)
 
     def __call__(self, data):
-        model = self.model
-        if _runs_eagerly() or model.optimizer is None or not model.optimizer.built:
+        with self.call.within(self.name):
             return self.plain(data)
+
+
+class _CompiledTrainStep(_Step):
+    """Stands in for Keras' own `train_step`: all of it compiled, up to the optimizer."""
+
+    def __init__(self, call, plain, name):
+        super().__init__(call, plain, name)
+        self._built_for = ()
+
+    def __call__(self, data):
+        if _runs_eagerly():
+            return self.plain(data)
+        model = self.call.model
+        self._build(data)
         _refuse_what_cannot_work(model)
         _refuse_variables_of_one_device(model)
+        _refuse_inputs(data)
         logs, gradients, new_values = _xla(self._pure)(data)
         _assign(model, new_values)
         if gradients is not None:
             model.optimizer.apply_gradients(zip(gradients, model.trainable_weights, strict=True))
         return logs
 
+    def _build(self, data):
+        """Makes the variables of metrics, loss and optimizer, which Keras leaves to the first trace of the step.
+
+        An optimizer without variables, as plain SGD, has the step traced only once, so it must be compiled in that
+        trace already. With a strategy Keras has made them before; else a trace that is thrown away does. Every
+        `compile` makes new metrics.
+        """
+        import tensorflow as tf
+
+        model = self.call.model
+        if tf.distribute.has_strategy() or _are_the_same(self._built_for, _compiled_parts(model)):
+            return
+        specs = keras.tree.map_structure(lambda x: None if x is None else tf.type_spec_from_value(x), data)
+
+        def trace():
+            with self.call.within("without jit"):
+                tf.function(self.plain, autograph=False).get_concrete_function(specs)
+
+        # In a thread of its own, which no graph is open in. `tf.init_scope` would leave it, but records no gradients.
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            thread.submit(trace).result()
+        self._built_for = _compiled_parts(model)
+
     def _pure(self, data):
-        model = self.model
+        model, optimizer = self.call.model, self.call.model.optimizer
         applied = []
         with keras.StatelessScope(collect_losses=True, initialize_variables=False) as scope:
             for v in model.trainable_weights:
                 scope.add_update((v, v.value))  # Keras looks regularized weights up in the scope
-            model.optimizer.apply_gradients = lambda pairs: applied.extend(g for g, _ in pairs)
-            try:
+            with _replaced(optimizer, "apply_gradients", lambda pairs: applied.extend(g for g, _ in pairs)):
                 logs = self.plain(data)
-            finally:
-                del model.optimizer.apply_gradients
         return logs, applied or None, _new_values(model, scope)
+
+
+def _compiled_parts(model):
+    return [model.optimizer, *model.metrics]
+
+
+def _are_the_same(these, those):
+    return len(these) == len(those) and all(a is b for a, b in zip(these, those, strict=True))
+
+
+@contextlib.contextmanager
+def _replaced(owner, name, function):
+    """The owner's method replaced for a while, also where it had been replaced by somebody else."""
+    others = {name: vars(owner)[name]} if owner is not None and name in vars(owner) else {}
+    if owner is not None:
+        setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        if others:
+            setattr(owner, name, others[name])
+        elif owner is not None:
+            delattr(owner, name)
+
+
+def _explain_errors(model, name):
+    """What XLA refuses, it refuses in its own words when the function first runs: says what can be done instead."""
+    plain = getattr(model, f"make_{name}")
+
+    @functools.wraps(plain)
+    def make(force=False):
+        before = getattr(model, name)
+        plain(force)
+        made = getattr(model, name)
+        if made is not before:
+            setattr(model, name, _explained(made))
+        return getattr(model, name)
+
+    setattr(model, f"make_{name}", make)
+
+
+def _explained(function):
+    import tensorflow as tf
+
+    @functools.wraps(function)
+    def explained(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except tf.errors.OpError as error:
+            if not re.search("XLA|compil", error.message):
+                raise
+            raise RuntimeError(
+                "`jit`: XLA cannot compile this model. An operation that it does not know, named below, is in a layer, "
+                "the loss or a metric: move what prepares the input into the tf.data pipeline, write the layer in "
+                "`keras.ops`, or train this model without `jit`. TensorFlow says:\n"
+                f"{error.message}"
+            ) from error
+
+    return explained
 
 
 def _xla(function):
@@ -195,18 +328,53 @@ def _refuse_what_cannot_work(model):
             "`compile(jit_compile=True)` cannot compile a step that runs on several replicas. `keras_tricks.jit` "
             "compiles this model already: use `compile(jit_compile=False)`."
         )
-    _refuse_synchronized_statistics(model, strategy)
+    _refuse_layers(model, strategy)
 
 
-def _refuse_synchronized_statistics(model, strategy):
-    if strategy.num_replicas_in_sync == 1:
-        return
+def _refuse_layers(model, strategy):
     for layer in _all_layers(model):
-        if getattr(layer, "synchronized", False):
+        if not getattr(layer, "supports_jit", True) and layer is not model and not getattr(layer, "layers", ()):
+            raise ValueError(
+                f"`jit`: layer {layer.name!r} ({type(layer).__name__}) has operations that XLA cannot compile. Move it "
+                "into the tf.data pipeline, as in `data.map(lambda x, y: (preprocessing(x), y))`, or train this model "
+                "without `jit`. A recurrent layer on a GPU can be compiled with use_cudnn=False."
+            )
+        if strategy.num_replicas_in_sync > 1 and getattr(layer, "synchronized", False):
             raise ValueError(
                 f"`jit`: layer {layer.name!r} has synchronized=True, whose exchange between replicas cannot be in the "
                 "part that XLA compiles. Use synchronized=False, or train without `jit`."
             )
+
+
+def _refuse_inputs(data):
+    import tensorflow as tf
+
+    for x in keras.tree.flatten(data):
+        kind = {tf.RaggedTensor: "ragged", tf.SparseTensor: "sparse"}.get(type(x))
+        kind = "of strings" if kind is None and getattr(x, "dtype", None) == tf.string else kind
+        if kind:
+            raise ValueError(
+                f"`jit`: the data have a tensor that is {kind}, which XLA cannot take. Make it dense or numbers in the "
+                "tf.data pipeline (`tf.RaggedTensor.to_tensor`, `tf.sparse.to_dense`, `keras.layers.StringLookup`), or "
+                "train this model without `jit`."
+            )
+
+
+def _refuse_loops(model):
+    import tensorflow as tf
+
+    if any(op.type in ("While", "StatelessWhile") for op in tf.compat.v1.get_default_graph().get_operations()):
+        raise ValueError(
+            f"`jit`: model {model.name!r} has a loop, as a recurrent layer has, and is called by a training step that "
+            "is not Keras' own. Of that only the forward pass is compiled, and the gradient of a loop cannot cross the "
+            "border. Use `unroll=True` in the recurrent layers, or train this model without `jit`."
+        )
+
+
+def _number_of_replicas():
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def _refuse_variables_of_one_device(model):

@@ -3,7 +3,7 @@
 Dense, Conv, LSTM, GRU   (..., in, out)                all axes but the last
 depthwise convolution    (k, ..., in, multiplier)      the k axes
 transposed convolution   (k, ..., out, in)             the k axes and the last
-Embedding                (vocabulary, features)        the last; of a reverse kernel and of LoRA's second factor the first
+Embedding                (vocabulary, features)        the last (reverse kernel, LoRA's b: the first)
 EinsumDense, attention   by its equation               those that are not in its output
 vectors and scalars, also with axes of length 1        all
 """
