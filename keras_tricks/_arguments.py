@@ -34,12 +34,12 @@ def check_number(name, value, at_least=None, above=None, below=None, at_most=Non
     return float(value)
 
 
-def check_count(name, value, at_least=1):
+def check_count(name, value, at_least=1, hint=""):
     """Returns `value` if it is a whole number of at least `at_least`; raises TypeError or ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"`{name}` must be an integer. Received: {name}={value!r} ({type(value).__name__})")
+        raise TypeError(f"`{name}` must be an integer. Received: {name}={value!r} ({type(value).__name__}).{hint}")
     if value < at_least:
-        raise ValueError(f"`{name}` must be at least {at_least}. Received: {name}={value}")
+        raise ValueError(f"`{name}` must be at least {at_least}. Received: {name}={value}.{hint}")
     return int(value)
 
 

@@ -11,6 +11,8 @@ import keras_tricks as kt
 from keras_tricks import catalog
 from tests import runs
 
+pytestmark = pytest.mark.filterwarnings("ignore:WeightAveraging. after")  # of two epochs only
+
 TRICKS = [t for t in catalog.TRICKS if t.kind in ("callback", "schedule") and t.make]
 SCHEDULES = {t.name: t.make() for t in TRICKS if t.kind == "schedule"}
 STEPS = range(11)  # beyond the end of those that have one

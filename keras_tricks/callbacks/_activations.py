@@ -11,6 +11,7 @@ import threading
 
 import keras
 
+from keras_tricks.callbacks._patches import replace
 from keras_tricks.callbacks._tallies import LocalTally, flat, traced_tally
 
 # Of one example's output at most so many values are binned, evenly spaced. Whole outputs of convolutions are hundreds
@@ -41,42 +42,27 @@ class Activations:
         self.running = threading.local()  # each replica is traced by a thread of its own
         # A training step of one's own may call parts of the model instead of the model.
         self.free = type(model).train_step is not keras.Model.train_step
-        self.replaced = []
+        self.taking_out = []
         # Inside of `jit` a step is compiled without `model.jit_compile`, and the way that is fast elsewhere fails.
         self.tally = traced_tally(model.jit_compile or "call" in vars(model))
 
     def __enter__(self):
-        self._replace(self.model, "train_step", self._train_step)
+        self.taking_out = [replace(self.model, "train_step", self._train_step)]
         for layer in {id(layer): layer for layer, _, _ in walk(self.model)}.values():
-            self._replace(layer, "call", self._call)
+            self.taking_out.append(replace(layer, "call", functools.partial(self._call, layer)))
 
     def __exit__(self, *error):
-        for owner, name, was_own, plain in reversed(self.replaced):
-            if was_own:
-                setattr(owner, name, plain)
-            else:
-                delattr(owner, name)
-        self.replaced = []
+        while self.taking_out:
+            self.taking_out.pop()()
 
-    def _replace(self, owner, name, wrapper):
-        plain = getattr(owner, name)
-        self.replaced.append((owner, name, name in vars(owner), plain))
-
-        # Keras asks for the signature in its error messages.
-        @functools.wraps(plain)
-        def wrapped(*args, **kwargs):
-            return wrapper(owner, plain, args, kwargs)
-
-        setattr(owner, name, wrapped)
-
-    def _train_step(self, model, plain, args, kwargs):
+    def _train_step(self, plain, *args, **kwargs):
         self.running.layers = [None]
         try:
             return plain(*args, **kwargs)
         finally:
             self.running.layers = []
 
-    def _call(self, layer, plain, args, kwargs):
+    def _call(self, layer, plain, *args, **kwargs):
         running = getattr(self.running, "layers", [])
         parents = self.parents[id(layer)]
         held = running and (
@@ -139,15 +125,23 @@ def _holds_one(layer):
 
 def watchable(model):
     """{path: layer} of the layers with an output of their own: no models, no inputs."""
-    found = {}
+    layers = {}
     for layer, path, _ in walk(model):
-        if isinstance(layer, keras.Model | keras.layers.InputLayer) or any(layer is other for other in found.values()):
-            continue
-        unique, number = path, 1
-        while unique in found:
+        if not isinstance(layer, keras.Model | keras.layers.InputLayer):
+            layers.setdefault(id(layer), (path, layer))
+    paths = unique([path for path, _ in layers.values()])
+    return {path: layer for path, (_, layer) in zip(paths, layers.values(), strict=True)}
+
+
+def unique(paths):
+    """The paths with a number behind those that have been there before, as two towers with equal layers have them."""
+    found = []
+    for path in paths:
+        other, number = path, 1
+        while other in found:
             number += 1
-            unique = f"{path}_{number}"
-        found[unique] = layer
+            other = f"{path}_{number}"
+        found.append(other)
     return found
 
 

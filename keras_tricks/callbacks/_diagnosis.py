@@ -32,7 +32,7 @@ def diagnose(history):
     findings = []
     for judge in (_not_finite, _gradient_flow, _no_gradient, _dead_channels, _saturation, _update_size):
         findings += judge(history)
-    return findings
+    return findings or [Finding("healthy", (), f"Nothing wrong was found in {len(history)} records.")]
 
 
 def _not_finite(history):

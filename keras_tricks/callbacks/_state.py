@@ -1,8 +1,10 @@
 """What callbacks keep of a model between epochs, and across a restart."""
 
+import contextlib
 import os
 import pathlib
 import weakref
+import zipfile
 
 import keras
 import numpy as np
@@ -24,19 +26,34 @@ def averaging_of(model):
     return _AVERAGING.get(model)
 
 
-def save_arrays(path, arrays):
-    """Writes a dict of arrays; a crash in the middle leaves what was there before."""
+@contextlib.contextmanager
+def unfinished(path):
+    """A path beside `path` to write to; it takes the place of `path` once all is written, and is removed otherwise."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("wb") as file:
+    beside = path.with_name("unfinished_" + path.name)
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def save_arrays(path, arrays):
+    """Writes a dict of arrays; a crash in the middle leaves what was there before."""
+    with unfinished(path) as beside, beside.open("wb") as file:
         np.savez(file, **{name: _of_numpy(value) for name, value in arrays.items()})
-    os.replace(unfinished, path)
 
 
 def load_arrays(path):
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    try:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"The backup {path} cannot be read: it is damaged, or not a backup. Delete it, and train without what it "
+            f"held, or put a copy of it in its place. ({type(error).__name__}: {error})"
+        ) from error
 
 
 def is_float(variable):

@@ -7,20 +7,24 @@ move every step under `steps_per_execution`, XLA, accumulation and loss scaling;
 would be baked into the graph.
 """
 
+import contextlib
+
 import keras
 from keras import ops
 
+from keras_tricks._arguments import check_number
 from keras_tricks._strategy import scope_of
 from keras_tricks.callbacks._innermost import innermost_optimizer, stepping_optimizer
+from keras_tricks.callbacks._patches import Replacements, replace
 
 
 class CyclicLR(keras.callbacks.Callback):
     """Sets the optimizer's learning rate from a schedule at each optimizer step, and its momentum if asked.
 
     The step is `optimizer.iterations`, which is saved with the model: a resumed run goes on in the middle of a cycle.
-    At the end of training the learning rate stays at its last value, the momentum returns to what it was. The epoch's
-    last values are logged as `learning_rate` and `momentum`. After a `fit` that was interrupted, the callback is still
-    in the compiled step: call its `on_train_end()` before you train without it.
+    At the end of training the learning rate stays at its last value, the momentum is what it was. The epoch's
+    last values are logged as `learning_rate` and `momentum`. Between steps, where checkpoints are written, the
+    optimizer has the momentum that it was given.
 
     Args:
         schedule: A `LearningRateSchedule`, as `keras_tricks.schedules.CyclicalLearningRate`.
@@ -52,22 +56,32 @@ class CyclicLR(keras.callbacks.Callback):
         self.schedule = schedule
         self.momentum = _momentum_schedule(momentum, schedule)
         self.optimizer = None
+        self._replaced = None
 
     def on_train_begin(self, logs=None):
-        self._release()  # a run that was interrupted did not
+        self._release()  # an interrupted run of another model did not
         optimizer = innermost_optimizer(self.model.optimizer)
-        if not isinstance(optimizer.learning_rate, keras.Variable):
+        if not isinstance(getattr(optimizer, "learning_rate", None), keras.Variable):
             raise ValueError(
-                f"CyclicLR: the optimizer {optimizer.name!r} has a schedule or a function as its learning rate, which "
-                "cannot be set. Give it a number: the callback's schedule decides."
+                f"CyclicLR: the optimizer {optimizer.name!r} has a schedule or a function as its learning rate, or "
+                "several rates, so none can be set. Give it a number: the callback's schedule decides."
             )
-        if self.momentum is not None:
-            self._momentum_name = _momentum_name(optimizer)
-            self._take_over_momentum(optimizer)
+        self._momentum_name = None if self.momentum is None else _momentum_name(optimizer)
         self.optimizer = optimizer
         self._stepping = stepping_optimizer(self.model.optimizer)
-        self._plain_apply = self._stepping.apply
-        self._stepping.apply = self._apply
+        self._momentum_variable = self._moving_number = None
+        if self.momentum is not None:
+            momentum = getattr(optimizer, self._momentum_name)
+            if isinstance(momentum, keras.Variable):  # the optimizers of this package keep it so
+                self._momentum_variable = momentum
+            else:
+                with scope_of(self.model):
+                    self._momentum_variable = keras.Variable(
+                        momentum, dtype="float32", trainable=False, aggregation="only_first_replica", name="momentum"
+                    )
+                self._moving_number = _MovingNumber(momentum, self._momentum_variable)
+        self._replaced = Replacements(self.model, self._release)
+        self._replaced.put(self.model, "make_train_function", self._make_train_function)
         self.model.make_train_function(force=True)  # it may have been traced without the callback
 
     def on_epoch_end(self, epoch, logs=None):
@@ -80,40 +94,47 @@ class CyclicLR(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self._release()
-        self.model.make_train_function(force=True)
 
-    def _take_over_momentum(self, optimizer):
-        momentum = getattr(optimizer, self._momentum_name)
-        if isinstance(momentum, keras.Variable):  # the optimizers of this package keep it so
-            self._constant = momentum.given
-            self._momentum_variable = momentum
+    def _make_train_function(self, plain, force=False):
+        if self.model.train_function is not None and not force:
             return
-        self._constant = momentum
-        with scope_of(self.model):
-            self._momentum_variable = keras.Variable(
-                self._constant, dtype="float32", trainable=False, aggregation="only_first_replica", name="momentum"
-            )
-        setattr(optimizer, self._momentum_name, _MovingNumber(self._constant, self._momentum_variable))
-        plain_get_config = optimizer.get_config
-        optimizer.get_config = lambda: {**plain_get_config(), self._momentum_name: self._constant}
+        plain(force=True)
+        step = self.model.train_function
 
-    def _apply(self, grads, trainable_variables=None):
+        def train_function(*args):
+            # Only while a step runs or is traced, so that nothing is left behind elsewhere, as in a checkpoint.
+            with self._moving():
+                return step(*args)
+
+        self.model.train_function = train_function
+
+    @contextlib.contextmanager
+    def _moving(self):
+        with contextlib.ExitStack() as stack:
+            stack.callback(replace(self._stepping, "apply", self._apply))
+            if self._moving_number is not None:
+                constant = getattr(self.optimizer, self._momentum_name)
+                setattr(self.optimizer, self._momentum_name, self._moving_number)
+                stack.callback(setattr, self.optimizer, self._momentum_name, constant)
+            yield
+
+    def _apply(self, plain, *args, **kwargs):
         # Traced into the compiled step.
         optimizer = self.optimizer
         optimizer.learning_rate.assign(self.schedule(optimizer.iterations))
-        if self.momentum is not None:
-            self._momentum_variable.assign(self.momentum(optimizer.iterations))
-        return self._plain_apply(grads, trainable_variables)
+        if self.momentum is None:
+            return plain(*args, **kwargs)
+        given = ops.copy(self._momentum_variable.value)
+        self._momentum_variable.assign(self.momentum(optimizer.iterations))
+        result = plain(*args, **kwargs)
+        self._momentum_variable.assign(given)
+        return result
 
     def _release(self):
-        if self.optimizer is None:
-            return
-        del self._stepping.apply
-        if self.momentum is not None:
-            if "get_config" in vars(self.optimizer):
-                del self.optimizer.get_config
-            setattr(self.optimizer, self._momentum_name, self._constant)
-        self.optimizer = None
+        if self._replaced is not None:
+            self._replaced.take_out()
+            self._replaced.model.train_function = None  # the next `fit` makes one without the callback
+            self._replaced = None
 
 
 class _MovingNumber:
@@ -172,8 +193,10 @@ def _momentum_schedule(momentum, schedule):
         raise TypeError(
             f"`momentum` must be None, a pair (high, low) or a LearningRateSchedule. Received: momentum={momentum!r}"
         ) from None
-    if not 0 <= low <= high < 1:
-        raise ValueError(f"`momentum` expects (high, low) with 0 <= low <= high < 1. Received: momentum={momentum}")
+    high = check_number("momentum[0]", high, at_least=0, below=1)
+    low = check_number("momentum[1]", low, at_least=0, below=1)
+    if low > high:
+        raise ValueError(f"`momentum` expects (high, low) with low <= high. Received: momentum={momentum}")
     lowest = getattr(schedule, "initial_learning_rate", None)
     highest = getattr(schedule, "maximal_learning_rate", None)
     if lowest is None or highest is None:

@@ -10,6 +10,7 @@ import keras
 
 from keras_tricks._arguments import check_count
 from keras_tricks._strategy import scope_of
+from keras_tricks.callbacks._patches import Replacements
 from keras_tricks.losses._class_loss import ClassCountsLoss
 from keras_tricks.losses.class_balanced import check_beta, class_balanced_weights
 
@@ -23,7 +24,8 @@ class DeferredReweighting(keras.callbacks.Callback):
     those of its epoch; give it the callback again.
 
     Args:
-        loss: The loss, as given to `compile`, also where a model has several outputs.
+        loss: The loss, as given to `compile`, also where a model has several outputs. Where the model has another
+            object, as a copy of the callback or a loaded model does, its only loss of the same kind and arguments.
         start_epoch: First epoch with class-balanced weights, counted from 0: an int of at least 0. Where the learning
             rate is stepped down, usually, at 80 % of the epochs.
         beta: β of the effective numbers, in `[0, 1]`. Defaults to 0.9999.
@@ -55,35 +57,60 @@ class DeferredReweighting(keras.callbacks.Callback):
         self.loss = loss
         self.start_epoch = check_count("start_epoch", start_epoch, at_least=0)
         self.beta = check_beta(beta)
+        self._acting = self._replaced = None
 
     def on_train_begin(self, logs=None):
-        if not any(part is self.loss for part in keras.tree.flatten(self.model.loss)):
-            raise ValueError(
-                f"DeferredReweighting: the model was not compiled with this {type(self.loss).__name__}, so its weights "
-                f"would change nothing. Give both the same object; for a loaded model, `model.loss`. It was compiled "
-                f"with {self.model.loss!r}."
-            )
+        self._release()  # an interrupted run of another model did not
+        self._acting = self._loss_of_the_model()
         self._deferred = False
         with scope_of(self.model):  # or XLA in the replicas could not read it
-            self.loss.class_weights = keras.Variable(
-                self.loss.starting_class_weights(), dtype=self.loss.dtype, trainable=False, name="class_weights"
+            self._acting.class_weights = keras.Variable(
+                self._acting.starting_class_weights(), dtype=self._acting.dtype, trainable=False, name="class_weights"
             )
-        self._compile_anew()
+        self._replaced = Replacements(self.model, self._release)
+        _compile_anew(self.model)
 
     def on_epoch_begin(self, epoch, logs=None):
         if (epoch >= self.start_epoch) == self._deferred:
             return
         self._deferred = not self._deferred
-        late = class_balanced_weights(self.loss.class_counts, self.beta)
-        self.loss.class_weights.assign(late if self._deferred else self.loss.starting_class_weights())
+        late = class_balanced_weights(self._acting.class_counts, self.beta)
+        self._acting.class_weights.assign(late if self._deferred else self._acting.starting_class_weights())
         if keras.backend.backend() != "tensorflow":
-            self._compile_anew()  # variables that are not the model's are constants of a compiled step there
+            _compile_anew(self.model)  # variables that are not the model's are constants of a compiled step there
 
     def on_train_end(self, logs=None):
-        self.loss.class_weights = self.loss.starting_class_weights()
-        self._compile_anew()
+        self._release()
 
-    def _compile_anew(self):
-        self.model.make_train_function(force=True)
-        if self.model.test_function is not None:
-            self.model.make_test_function(force=True)
+    def _release(self):
+        if self._replaced is None:
+            return
+        self._replaced.take_out()
+        self._acting.class_weights = self._acting.starting_class_weights()
+        _compile_anew(self._replaced.model)
+        self._replaced = None
+
+    def _loss_of_the_model(self):
+        """The loss itself; else the model's only one like it, since copying a callback or loading a model copies it."""
+        losses = [part for part in keras.tree.flatten(self.model.loss) if isinstance(part, ClassCountsLoss)]
+        same = [part for part in losses if part is self.loss]
+        alike = {id(part): part for part in losses if _config(part) == _config(self.loss)}
+        if same:
+            return self.loss
+        if len(alike) == 1:
+            return alike.popitem()[1]
+        raise ValueError(
+            f"DeferredReweighting: the model was not compiled with this {type(self.loss).__name__}, so its weights "
+            f"would change nothing. Give both the same object; for a loaded model, `model.loss`. It was compiled "
+            f"with {self.model.loss!r}."
+        )
+
+
+def _compile_anew(model):
+    model.make_train_function(force=True)
+    if model.test_function is not None:
+        model.make_test_function(force=True)
+
+
+def _config(loss):
+    return type(loss), keras.saving.serialize_keras_object(loss)["config"]

@@ -24,6 +24,7 @@ import warnings
 import keras
 import numpy as np
 
+from keras_tricks._arguments import check_count, check_flag, check_number
 from keras_tricks.callbacks._state import assign_weights, averaging_of, load_arrays, save_arrays
 
 CRITERIA = ("patience", "GL", "PQ", "UP", "gap")
@@ -135,15 +136,20 @@ class EarlyStopping(keras.callbacks.Callback):
                     f"`{name}` has no effect on criterion={criterion!r}; it is for {', '.join(users)}. "
                     f"Received: {name}={value!r}"
                 )
-        for name, lowest in (("strip", 1), ("successive", 1), ("patience", 0), ("start_from_epoch", 0)):
-            value = start_from_epoch if name == "start_from_epoch" else given[name]
-            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < lowest:
-                raise ValueError(f"`{name}` must be an int of at least {lowest}. Received: {name}={value!r}")
-        alpha = ALPHA.get(criterion) if alpha is None else alpha
-        if alpha is not None and not alpha > 0:
-            raise ValueError(f"`alpha` must be positive. Received: alpha={alpha!r}")
-        if not min_delta >= 0:
-            raise ValueError(f"`min_delta` must not be negative. Received: min_delta={min_delta!r}")
+        for name, value, lowest in (
+            ("strip", strip, 1),
+            ("successive", successive, 1),
+            ("patience", patience, 0),
+            ("start_from_epoch", start_from_epoch, 0),
+        ):
+            check_count(name, value, at_least=lowest)
+        alpha = ALPHA.get(criterion) if alpha is None else check_number("alpha", alpha, above=0)
+        check_number("min_delta", min_delta, at_least=0)
+        if baseline is not None:
+            check_number("baseline", baseline)
+        for epochs in [validation_freq] if isinstance(validation_freq, numbers.Real) else validation_freq:
+            check_count("validation_freq", epochs)
+        check_flag("restore_best_weights", restore_best_weights)
         if mode not in ("auto", "min", "max"):
             raise ValueError(f"`mode` must be 'auto', 'min' or 'max'. Received: mode={mode!r}")
         if criterion == "gap" and monitor != f"val_{train_monitor}":
@@ -163,7 +169,7 @@ class EarlyStopping(keras.callbacks.Callback):
         self.start_from_epoch = start_from_epoch
         self.restore_best_weights = restore_best_weights
         self.validation_freq = validation_freq
-        self.backup_path = None if backup_dir is None else pathlib.Path(backup_dir) / "early_stopping.npz"
+        self.backup_dir = None if backup_dir is None else pathlib.Path(backup_dir)
         self.verbose = verbose
         self._sign = _sign(monitor, mode)
         if self.train_monitor is not None:
@@ -199,7 +205,7 @@ class EarlyStopping(keras.callbacks.Callback):
                 self.model.stop_training = True
                 if self.verbose:
                     print(f"Early stopping by {self.stopped_because}")
-        self._save()
+        self._save(epoch)
 
     def on_train_end(self, logs=None):
         if self.restore_best_weights and self._best_weights is not None:
@@ -214,8 +220,8 @@ class EarlyStopping(keras.callbacks.Callback):
                 stacklevel=2,
             )
         self._best_weights = None
-        if self.backup_path is not None:
-            self.backup_path.unlink(missing_ok=True)
+        for path in self._backups().values():
+            path.unlink()
 
     def _reset(self):
         self.history = []
@@ -312,8 +318,16 @@ class EarlyStopping(keras.callbacks.Callback):
             return "no check gave a number"
         return f"the best was {self.best:.4g} in epoch {self.best_epoch + 1}"
 
-    def _save(self):
-        if self.backup_path is None:
+    def _backups(self):
+        """The backups by the number of their epoch; a version before wrote one without a number, of the last epoch."""
+        if self.backup_dir is None:
+            return {}
+        paths = self.backup_dir.glob("early_stopping*.npz")
+        numbers_of = {path: re.search(r"\d+", path.name) for path in paths}
+        return {int(number[0]) if number else -1: path for path, number in sorted(numbers_of.items())}
+
+    def _save(self, epoch):
+        if self.backup_dir is None:
             return
         state = {
             "names": np.array([self.monitor, self.train_monitor or ""]),
@@ -321,31 +335,34 @@ class EarlyStopping(keras.callbacks.Callback):
             "best": np.array([] if self.best is None else [self.best, self.best_epoch], "float64"),
         }
         state |= {f"weight_{i}": w for i, w in enumerate(self._best_weights or [])}
-        save_arrays(self.backup_path, state)
+        save_arrays(self.backup_dir / f"early_stopping-{epoch}.npz", state)
+        # A crash may come before the model's own backup of this epoch, so the state before it is kept too.
+        for _, path in sorted(self._backups().items())[:-2]:
+            path.unlink()
 
     def _resume(self, epoch):
         """Takes up the state of the epochs before `epoch`, where training begins."""
-        if self.backup_path is None or epoch == 0:
+        if self.backup_dir is None or epoch == 0:
             return
-        if self.backup_path.exists():
-            self._load(epoch)
+        earlier = [number for number in self._backups() if number < epoch]
+        if earlier:
+            self._load(epoch, self._backups()[max(earlier)])
         last = epoch - 1
         if last >= self.start_from_epoch and self._is_due(last) and last not in [check[0] for check in self.history]:
             warnings.warn(
-                f"EarlyStopping: training goes on at epoch {epoch + 1}, but {self.backup_path} does not know epoch "
+                f"EarlyStopping: training goes on at epoch {epoch + 1}, but {self.backup_dir} does not know epoch "
                 f"{epoch}. It may stop later than an uninterrupted run. Put it before BackupAndRestore.",
                 stacklevel=2,
             )
 
-    def _load(self, epoch):
-        state = load_arrays(self.backup_path)
+    def _load(self, epoch, path):
+        state = load_arrays(path)
         names = [self.monitor, self.train_monitor or ""]
         if list(state["names"]) != names:
             raise ValueError(
-                f"EarlyStopping: {self.backup_path} is of a run that monitored {list(state['names'])}, this one "
+                f"EarlyStopping: {path} is of a run that monitored {list(state['names'])}, this one "
                 f"monitors {names}. Delete it, or give this run another `backup_dir`."
             )
-        # The last epoch may be lost to the model's own backup, and run again.
         self.history = [(int(e), value, train) for e, value, train in state["history"].tolist() if e < epoch]
         weights = [state[f"weight_{i}"] for i in range(sum(name.startswith("weight_") for name in state))]
         if len(state["best"]):
@@ -353,7 +370,7 @@ class EarlyStopping(keras.callbacks.Callback):
         if self.restore_best_weights and self.best is not None:
             if [w.shape for w in weights] != [tuple(w.shape) for w in self.model.weights]:
                 raise ValueError(
-                    f"EarlyStopping: {self.backup_path} does not hold the best weights of this model. It is of another "
+                    f"EarlyStopping: {path} does not hold the best weights of this model. It is of another "
                     "model or of a run without `restore_best_weights`. Delete it, or use another `backup_dir`."
                 )
             self._best_weights = weights

@@ -13,7 +13,6 @@ No paper; Keras' `TensorBoard(histogram_freq=1)` shows weights only.
 
 import contextlib
 import math
-import numbers
 import pathlib
 import re
 
@@ -21,8 +20,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_tricks._arguments import check_count
 from keras_tricks.callbacks import _activations, _diagnosis, _tallies
 from keras_tricks.callbacks._innermost import accumulation_steps, innermost_optimizer
+from keras_tricks.callbacks._patches import Replacements, replace
 
 KINDS = ("weights", "gradients", "updates", "activations")
 
@@ -69,8 +70,8 @@ class Histograms(keras.callbacks.Callback):
     >>> log = model.fit(np.ones((8, 4)), np.ones((8, 1)), callbacks=[histograms], verbose=0)
     >>> [record["step"] for record in histograms.history if record["what"] == "gradients"]
     [1, 1]
-    >>> histograms.diagnosis()
-    []
+    >>> [finding.kind for finding in histograms.diagnosis()]
+    ['healthy']
     """
 
     def __init__(self, log_dir=None, every="epoch", what=KINDS, layers=None):
@@ -80,8 +81,8 @@ class Histograms(keras.callbacks.Callback):
                 "Histograms counts into variables of the compiled TensorFlow step; this is the "
                 f"{keras.backend.backend()} backend, which it does not support."
             )
-        if every != "epoch" and (isinstance(every, bool) or not isinstance(every, numbers.Integral) or every < 1):
-            raise ValueError(f"`every` must be 'epoch' or an int of at least 1. Received: every={every!r}")
+        if every != "epoch":
+            every = check_count("every", every, hint=" Or it is 'epoch'.")
         what = (what,) if isinstance(what, str) else tuple(what)
         unknown = [kind for kind in what if kind not in KINDS]
         if unknown or not what:
@@ -90,14 +91,19 @@ class Histograms(keras.callbacks.Callback):
         self.every = every
         self.what = what
         self.layers = [layers] if isinstance(layers, str | keras.Layer) else layers
+        for pattern in self.layers or ():
+            if isinstance(pattern, str):
+                _check_pattern(pattern)
         self.history = []
-        self._writer = None
+        self._writer = self._replaced = None
 
     def on_train_begin(self, logs=None):
         import tensorflow as tf
 
+        self._release()  # an interrupted run of another model did not
         self._tf = tf
         self._variables, watched = self._chosen(self.model.trainable_variables)
+        self._paths = _activations.unique([v.path for v in self._variables])
         self._strategy = self.model.distribute_strategy
         optimizer = innermost_optimizer(self.model.optimizer)
         in_step = {"gradients", "updates"} & set(self.what)
@@ -131,6 +137,7 @@ class Histograms(keras.callbacks.Callback):
             self._writer = tf.summary.create_file_writer(str(self.log_dir))
         self._batches = 0
         self._windows = 0
+        self._replaced = Replacements(self.model, self._release)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._start.assign(ops.cast(self._optimizer.iterations, "int64") if self.every == "epoch" else 0)
@@ -164,8 +171,16 @@ class Histograms(keras.callbacks.Callback):
             self._write()
 
     def on_train_end(self, logs=None):
+        self._release()
         if self._writer is not None:
             self._writer.flush()
+
+    def _release(self):
+        if self._replaced is not None:
+            self._replaced.take_out()
+            model, self._replaced = self._replaced.model, None
+            if getattr(model.train_function, "counts_for", None) is self:  # interrupted before it was called
+                model.train_function = self._plain
 
     def plot(self, path, what="gradients", variables=8):
         """Draws how the size of values moved over time, or how gradients change with depth, to a file.
@@ -211,8 +226,8 @@ class Histograms(keras.callbacks.Callback):
         are not finite. The last three records of each variable and layer count. The limits are rules of thumb.
 
         Returns:
-            A list of findings with `kind`, `layers` (paths) and `text`, which ends with remedies. Empty if nothing
-            is wrong; one finding of kind `"nothing yet"` before anything has been recorded.
+            A list of findings with `kind`, `layers` (paths) and `text`, which ends with remedies. One finding of kind
+            `"healthy"` if nothing is wrong, and one of kind `"nothing yet"` before anything has been recorded.
         """
         return _diagnosis.diagnose(self.history)
 
@@ -283,29 +298,27 @@ class Histograms(keras.callbacks.Callback):
             if self._activations is not None:
                 stack.enter_context(self._activations)
             if self._counted:
-                self._plain_update_step = self._optimizer.update_step
-                self._optimizer.update_step = self._update_step
-                stack.callback(delattr, self._optimizer, "update_step")
+                stack.callback(replace(self._optimizer, "update_step", self._update_step))
             yield
 
     def _counts_now(self):
         done = ops.cast(self._optimizer.iterations, "int64") - self._start
         return ops.equal(done % self._stride, 0)
 
-    def _update_step(self, gradient, variable, learning_rate):
+    def _update_step(self, plain, gradient, variable, learning_rate):
         # Traced into the compiled step, with the gradient that the optimizer is about to use.
         position = self._positions.get(id(variable))
         if position is None:
-            self._plain_update_step(gradient, variable, learning_rate)
+            plain(gradient, variable, learning_rate)
             return
         counts_now = self._counts_now()
         if "gradients" in self._counted:
             self._counted["gradients"][position].add_if(counts_now, lambda: self._tally(_tallies.flat(gradient)))
         if "updates" not in self._counted:
-            self._plain_update_step(gradient, variable, learning_rate)
+            plain(gradient, variable, learning_rate)
             return
         before = self._tf.identity(variable)
-        self._plain_update_step(gradient, variable, learning_rate)
+        plain(gradient, variable, learning_rate)
         self._counted["updates"][position].add_if(counts_now, lambda: self._tally(_tallies.flat(variable - before)))
 
     def _write(self):
@@ -319,9 +332,10 @@ class Histograms(keras.callbacks.Callback):
             if kind == "activations":
                 records += self._activation_records(step, taken)
                 continue
-            for v, (counts, moments) in zip(self._variables, values[kind], strict=True):
+            of_variables = zip(self._variables, self._paths, values[kind], strict=True)
+            for v, path, (counts, moments) in of_variables:
                 if counts.sum():
-                    records.append(_record(kind, v.path, v.shape, step, counts, moments))
+                    records.append(_record(kind, path, v.shape, step, counts, moments))
         self.history += records
         if self._writer is not None:
             with self._writer.as_default(step=step):
@@ -349,6 +363,13 @@ class Histograms(keras.callbacks.Callback):
                 "`layers`, or leave 'activations' out of `what`."
             )
         return records
+
+
+def _check_pattern(pattern):
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"`layers` holds an invalid regular expression: {pattern!r} ({error}).") from error
 
 
 def _record(kind, path, shape, step, counts, moments):

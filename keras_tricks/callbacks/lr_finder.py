@@ -20,8 +20,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_tricks._arguments import check_count, check_flag, check_number
 from keras_tricks._strategy import scope_of
 from keras_tricks.callbacks._innermost import accumulation_steps, innermost_optimizer
+from keras_tricks.callbacks._patches import Replacements
 from keras_tricks.models._restored import attributes_restored, copies, remember
 
 _SHORTEST = 5  # points; a curve with fewer says nothing
@@ -182,7 +184,8 @@ class LRFinder(keras.callbacks.Callback):
 
     Metrics are reset before each batch, so the loss that `fit` shows is that of the batch. At the end weights,
     statistics, seeds, metrics and the optimizer (slots, step count, rate or schedule, loss scale) are put back bit for
-    bit. After a `fit` that was interrupted, call the callback's `on_train_end()` for that.
+    bit; after a `fit` that was interrupted, as soon as the model is trained, evaluated, used or saved, or by the
+    callback's `on_train_end()`.
 
     Args:
         min_learning_rate: First rate, above 0. Defaults to `1e-7`.
@@ -217,26 +220,21 @@ class LRFinder(keras.callbacks.Callback):
         self, min_learning_rate=1e-7, max_learning_rate=10.0, steps=100, mode="exp", smoothing=0.8, divergence=4.0
     ):
         super().__init__()
-        low = _number("min_learning_rate", min_learning_rate, lambda x: 0 < x < math.inf, "above 0")
-        high = _number(
-            "max_learning_rate", max_learning_rate, lambda x: low < x < math.inf, f"above `min_learning_rate`, {low}"
-        )
-        if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)):
-            raise TypeError(f"`steps` must be an integer. Received: steps={steps!r}")
-        if steps < _SHORTEST:
-            raise ValueError(f"`steps` must be at least {_SHORTEST}. Received: steps={steps}")
+        low = check_number("min_learning_rate", min_learning_rate, above=0)
+        high = check_number("max_learning_rate", max_learning_rate, above=low, hint=" It is above `min_learning_rate`.")
+        steps = check_count("steps", steps, at_least=_SHORTEST)
         if mode not in ("exp", "linear"):
             raise ValueError(f"`mode` must be 'exp' or 'linear'. Received: mode={mode!r}")
-        self.smoothing = _number("smoothing", smoothing, lambda x: 0 <= x < 1, "in [0, 1)")
-        self.divergence = _number("divergence", divergence, lambda x: x > 1, "above 1")
+        self.smoothing = check_number("smoothing", smoothing, at_least=0, below=1)
+        self.divergence = check_number("divergence", divergence, above=1)
         self.mode = mode
-        self.learning_rates = (np.geomspace if mode == "exp" else np.linspace)(low, high, int(steps))
+        self.learning_rates = (np.geomspace if mode == "exp" else np.linspace)(low, high, steps)
         self.result = None
         self._put_back = None
         self._show = lambda rate, loss: None
 
     def on_train_begin(self, logs=None):
-        self._release()  # a run that was interrupted did not
+        self._release()  # an interrupted run of another model did not
         model = self.model
         if not model.built:
             raise ValueError(
@@ -267,6 +265,7 @@ class LRFinder(keras.callbacks.Callback):
             put_back_variables()
 
         self._put_back = put_back
+        self._replaced = Replacements(model, self._release)
         self._settable = schedule is None
         self._raw, self._smoothed, self._average = [], [], 0.0
         self._sum = self._weight = 0.0  # of the batches of the step
@@ -338,8 +337,9 @@ class LRFinder(keras.callbacks.Callback):
     def _release(self):
         if self._put_back is None:
             return
-        self._put_back()
-        self._put_back = None
+        self._replaced.take_out()
+        put_back, self._put_back = self._put_back, None
+        put_back()
         self.result = LRCurve(
             learning_rates=self.learning_rates[: len(self._raw)],
             raw_losses=np.array(self._raw),
@@ -430,7 +430,7 @@ def find_lr(
         smoothing: Weight of the past in the smoothed loss, in [0, 1). Defaults to `0.8`.
         divergence: Stop where the smoothed loss is above this multiple of its best; above 1. Defaults to `4.0`.
         class_weight: As in `fit`. Defaults to `None`.
-        verbose: Whether to show progress and print the result. Defaults to `True`.
+        verbose: Whether to show progress. Print the result yourself: it reads aloud. Defaults to `True`.
 
     Returns:
         An `LRCurve` with `learning_rates`, `losses`, `raw_losses`, `suggestion`, `suggestions`, `stopped` and
@@ -463,6 +463,7 @@ def find_lr(
             "`data` must be readable several times, since the test may need more than one pass. Received a generator "
             "or iterator: make a `tf.data.Dataset` or a `keras.utils.PyDataset` of it, or give arrays."
         )
+    check_flag("verbose", verbose)
     finder = LRFinder(min_learning_rate, max_learning_rate, steps, mode, smoothing, divergence)
     if isinstance(data, tuple):
         if y is not None or sample_weight is not None:
@@ -492,8 +493,6 @@ def find_lr(
     # A pass that was stopped stays in a cycle of references, and dropping its iterator takes up to as long as that has
     # lived: better now than in the middle of training.
     gc.collect()
-    if verbose:
-        print(finder.result)
     return finder.result
 
 
@@ -562,14 +561,6 @@ def _curve(learning_rates, losses):
     if not (np.isfinite(losses).all() and rates[0] > 0 and (np.diff(rates) > 0).all()):
         raise ValueError("`learning_rates` must be above 0 and ascend, and `losses` must be finite. Cut off the rest.")
     return rates, losses
-
-
-def _number(name, value, is_right, expected):
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"`{name}` must be a number. Received: {name}={value!r}")
-    if not is_right(value):
-        raise ValueError(f"`{name}` must be {expected}. Received: {name}={value}")
-    return float(value)
 
 
 def _check_rate(optimizer):

@@ -8,12 +8,15 @@ minimum that the last one has found, so that the snapshots differ enough for the
 
 import numbers
 import pathlib
+import re
 import warnings
 
 import keras
 import numpy as np
 
+from keras_tricks._arguments import check_count
 from keras_tricks.callbacks._innermost import accumulation_steps, innermost_optimizer
+from keras_tricks.callbacks._state import unfinished
 from keras_tricks.models._restored import remember_variables, sync
 from keras_tricks.schedules import CyclicalLearningRate
 
@@ -56,14 +59,13 @@ class SnapshotEnsemble(keras.callbacks.Callback):
     def __init__(self, directory, schedule, keep=None):
         super().__init__()
         self._ended = _cycles_ended(schedule)
-        if keep is not None and not _is_count(keep):
-            raise ValueError(f"`keep` must be None or an int of at least 1. Received: keep={keep!r}")
-        self.directory, self.schedule, self.keep = pathlib.Path(directory), schedule, keep
+        self.directory, self.schedule = pathlib.Path(directory), schedule
+        self.keep = None if keep is None else check_count("keep", keep)
 
     @property
     def files(self):
         """The snapshots, oldest first."""
-        return sorted(self.directory.glob("snapshot_*.weights.h5"))
+        return sorted(self.directory.glob("snapshot_*.weights.h5"), key=_cycle_of)
 
     def on_train_begin(self, logs=None):
         self._steps_read, self._since = self._steps(), 0
@@ -119,8 +121,8 @@ class SnapshotEnsemble(keras.callbacks.Callback):
             NumPy arrays, in the structure that `model.predict` returns.
         """
         model = self.model if model is None else model
-        if last is not None and not _is_count(last):
-            raise ValueError(f"`last` must be None or an int of at least 1. Received: last={last!r}")
+        if last is not None:
+            check_count("last", last)
         files = self.files[-last:] if last else self.files
         if not files or (last and len(files) < last):
             raise ValueError(f"There are {len(files)} snapshots in {self.directory}. Received: last={last}")
@@ -130,7 +132,7 @@ class SnapshotEnsemble(keras.callbacks.Callback):
         sums = None
         try:
             for file in files:
-                model.load_weights(file)
+                _load(model, file)
                 outputs = keras.tree.map_structure(
                     lambda y: np.asarray(activation(y) if activation else y, "float64"), model.predict(x, **options)
                 )
@@ -145,9 +147,24 @@ class SnapshotEnsemble(keras.callbacks.Callback):
     def _save(self):
         sync(self.model)
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.model.save_weights(self.directory / f"snapshot_{self._cycle:03d}.weights.h5", overwrite=True)
+        with unfinished(self.directory / f"snapshot_{self._cycle:03d}.weights.h5") as path:
+            self.model.save_weights(path, overwrite=True)
         for file in self.files[: -self.keep] if self.keep else []:
             file.unlink()
+
+
+def _cycle_of(file):
+    return int(re.search(r"\d+", file.name)[0])
+
+
+def _load(model, file):
+    try:
+        model.load_weights(file)
+    except OSError as error:
+        raise ValueError(
+            f"{file} cannot be read: it is damaged, or was cut off when the disk was full. Delete it, and predict with "
+            f"the others. ({error})"
+        ) from error
 
 
 def _is_count(value):

@@ -10,6 +10,7 @@ without its cancellation; the mean of the batches' variances would miss the vari
 """
 
 import contextlib
+import math
 import numbers
 import pathlib
 import warnings
@@ -18,8 +19,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_tricks._arguments import check_count, check_flag, check_number
 from keras_tricks._strategy import scope_of
 from keras_tricks.callbacks._innermost import accumulation_steps
+from keras_tricks.callbacks._patches import Replacements, replace
 from keras_tricks.callbacks._state import averaging_of, is_float, load_arrays, save_arrays, set_averaging
 from keras_tricks.models._restored import remember_variables
 
@@ -45,8 +48,9 @@ class WeightAveraging(keras.callbacks.Callback):
         every: `"epoch"`: at each epoch's end, before validation; or an int `n`: after every n-th optimizer step. With
             `steps_per_execution` that is at the end of the execution, and if several were due there it collects once
             (`"ema"` with the momentum of several). Defaults to `"epoch"`.
-        momentum: Of `"ema"`, for one collection, in [0, 1). Defaults to `0.999`, which is for collections every step
-            or few steps; after each epoch take 0.9 or less.
+        momentum: Of `"ema"`, for one collection, in [0, 1). Defaults to `None`: 0.999 for each optimizer step and 0.9
+            for each epoch, or less where training is so short that the weights of the first collection would still
+            count for more than 1 % in the end. A warning says so where they count for more than 5 %.
         recompute_statistics_on: Batches as for `fit` (a dataset, or any iterable that can be gone through again) over
             which the statistics of `BatchNormalization` and `ExtendedBatchNormalization` are taken anew, before each
             validation and at the end, in one eager pass on one device; a model without such layers does not need it.
@@ -81,7 +85,7 @@ class WeightAveraging(keras.callbacks.Callback):
         kind="swa",
         start=None,
         every="epoch",
-        momentum=0.999,
+        momentum=None,
         recompute_statistics_on=None,
         leave_averaged=True,
         backup_dir=None,
@@ -91,16 +95,16 @@ class WeightAveraging(keras.callbacks.Callback):
             raise ValueError(f"`kind` must be 'swa' or 'ema'. Received: kind={kind!r}")
         if start is None:
             start = 0.75 if kind == "swa" else 0
-        if isinstance(start, bool) or not isinstance(start, numbers.Real) or start < 0:
-            raise ValueError(f"`start` must be an epoch, from 0, or a float below 1. Received: start={start!r}")
-        if not isinstance(start, numbers.Integral) and start >= 1:
-            raise ValueError(f"`start` as a float is a share of the epochs, below 1. Received: start={start!r}")
-        if every != "epoch" and (isinstance(every, bool) or not isinstance(every, numbers.Integral) or every < 1):
-            raise ValueError(f"`every` must be 'epoch' or an int of at least 1. Received: every={every!r}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"`momentum` must be in [0, 1). Received: momentum={momentum!r}")
-        if kind == "swa" and momentum != 0.999:
-            raise ValueError(f"`momentum` is of kind='ema'; 'swa' has none. Received: momentum={momentum!r}")
+        start = check_count("start", start, at_least=0) if isinstance(start, numbers.Integral) else start
+        if not isinstance(start, int):
+            check_number("start", start, at_least=0, below=1, hint=" As a float it is a share of the epochs.")
+        if every != "epoch":
+            every = check_count("every", every, hint=" Or it is 'epoch'.")
+        if momentum is not None:
+            momentum = check_number("momentum", momentum, at_least=0, below=1)
+            if kind == "swa":
+                raise ValueError(f"`momentum` is of kind='ema'; 'swa' has none. Received: momentum={momentum!r}")
+        check_flag("leave_averaged", leave_averaged)
         _check_data(recompute_statistics_on)
         self.kind = kind
         self.start = start
@@ -111,19 +115,16 @@ class WeightAveraging(keras.callbacks.Callback):
         self.backup_dir = None if backup_dir is None else pathlib.Path(backup_dir)
         self.collected = 0
         self._averages = None
-        self._watched = None
+        self._replaced = None
         if every != "epoch":
             # Set only where it is needed: Keras waits for the device after each batch if a callback has this hook.
             self.on_train_batch_end = self._collect_every
 
     def on_train_begin(self, logs=None):
-        self._release()  # a run that was interrupted did not
+        self._release()  # an interrupted run of another model did not
         model = self.model
-        other = averaging_of(model)
-        if other is not None and other.params is self.params:  # one `fit` hands the same to all of its callbacks
+        if averaging_of(model) is not None:
             raise ValueError("Two WeightAveraging callbacks in one `fit`: validation can run on one average only.")
-        if other is not None:
-            other._release()
         epochs = self.params["epochs"]
         self._first = self.start if isinstance(self.start, numbers.Integral) else int(self.start * epochs)
         if self._first >= epochs:
@@ -151,7 +152,18 @@ class WeightAveraging(keras.callbacks.Callback):
         self._epoch = None
         self._batches = self._windows = 0
         self._final = False
-        self._evaluate(model)
+        self._momentum = self._default_momentum(epochs) if self.momentum is None else self.momentum
+        self._share_of_first = 1.0
+        self._replaced = Replacements(model, self._release)
+        self._replaced.put(model, "evaluate", self._evaluate)
+        set_averaging(model, self)
+
+    def _default_momentum(self, epochs):
+        collections, longest = epochs - self._first, 0.9
+        if self.every != "epoch":
+            steps = (self.params.get("steps") or math.inf) // accumulation_steps(self.model.optimizer)
+            collections, longest = collections * steps // self.every, 0.999**self.every
+        return min(longest, 0.01 ** (1 / max(collections - 1, 1)))
 
     def on_epoch_begin(self, epoch, logs=None):
         if self._epoch is None:
@@ -189,6 +201,13 @@ class WeightAveraging(keras.callbacks.Callback):
             )
         elif self.leave_averaged:
             self._apply()
+        if self.kind == "ema" and self.collected > 1 and self._share_of_first > 0.05:
+            warnings.warn(
+                f"WeightAveraging: after {self.collected} collections the weights of the first still make up "
+                f"{self._share_of_first:.0%} of the average. Take a lower `momentum` than {self._momentum:.4g}, "
+                "collect more often (`every`), or begin later (`start`).",
+                stacklevel=2,
+            )
         self._release()
         if self.backup_dir is not None:
             for path in self.backup_dir.glob("averages-*.npz"):
@@ -222,32 +241,25 @@ class WeightAveraging(keras.callbacks.Callback):
         """Called by a callback that has put final weights of its own into the model."""
         self._final = True
 
-    def _evaluate(self, model):
+    def _evaluate(self, plain, *args, **kwargs):
         # `fit` calls `model.evaluate`; around it, and not in two hooks, an exception cannot leave the average behind.
-        plain = model.evaluate
-
-        def evaluate(*args, **kwargs):
-            callbacks = kwargs.get("callbacks")
-            inside = isinstance(callbacks, keras.callbacks.CallbackList) and self in callbacks.callbacks
-            if not inside:
+        callbacks = kwargs.get("callbacks")
+        inside = isinstance(callbacks, keras.callbacks.CallbackList) and self in callbacks.callbacks
+        if not inside:
+            return plain(*args, **kwargs)
+        self._collect_if_due()
+        self._validating = True
+        try:
+            with self.applied() if self.collected else contextlib.nullcontext():
                 return plain(*args, **kwargs)
-            self._collect_if_due()
-            self._validating = True
-            try:
-                with self.applied() if self.collected else contextlib.nullcontext():
-                    return plain(*args, **kwargs)
-            finally:
-                self._validating = False
-
-        model.evaluate = evaluate
-        self._watched = model
-        set_averaging(model, self)
+        finally:
+            self._validating = False
 
     def _release(self):
-        if self._watched is not None:
-            del self._watched.evaluate
-            set_averaging(self._watched, None)
-            self._watched = None
+        if self._replaced is not None:
+            self._replaced.take_out()
+            set_averaging(self._replaced.model, None)
+            self._replaced = None
 
     def _collect_if_due(self):
         if self._due:
@@ -259,7 +271,8 @@ class WeightAveraging(keras.callbacks.Callback):
         if self._averages is None:
             self._averages = {i: _wide_copy(w) for i, w in weights.items()}
             self._update = _compiled(lambda rate: _move([(self._averages[i], w) for i, w in weights.items()], rate))
-        rate = 1 / (self.collected + 1) if self.kind == "swa" else 1 - self.momentum**periods
+        rate = 1 / (self.collected + 1) if self.kind == "swa" else 1 - self._momentum**periods
+        self._share_of_first *= 1 - rate if self.collected else 1
         with scope_of(self.model):
             self._update(ops.convert_to_tensor(1.0 if not self.collected else rate, "float32"))
         self.collected += 1
@@ -286,6 +299,7 @@ class WeightAveraging(keras.callbacks.Callback):
         if self.backup_dir is None:
             return
         state = {"counts": np.array([self.collected, self._batches, self._windows])}
+        state["share_of_first"] = np.array(self._share_of_first)
         state |= {f"average_{i}": ops.convert_to_numpy(a) for i, a in (self._averages or {}).items()}
         save_arrays(self._path(epoch), state)
         # A crash may come before the model's own backup of this epoch, so the state before it is kept too.
@@ -313,6 +327,7 @@ class WeightAveraging(keras.callbacks.Callback):
             return
         state = load_arrays(self._path(epoch - 1))
         self.collected, self._batches, self._windows = (int(n) for n in state.pop("counts"))
+        self._share_of_first = float(state.pop("share_of_first", 1.0))
         if not self.collected:
             return
         weights = {i: w for i, w in enumerate(self.model.weights) if is_float(w)}
@@ -411,17 +426,18 @@ def _statistics(model, layers, data):
     layers = [layer for layer in layers if layer.trainable]  # frozen layers keep theirs, as in training
     moments = {id(layer): _Moments() for layer in layers}
     put_back = remember_variables(model, model.variables, on_host=False)  # seeds and statistics move in the passes
+    taking_out = []
     try:
         for layer in layers:
-            layer.call = _watching(layer, moments[id(layer)])
+            taking_out.append(replace(layer, "call", _watching(layer, moments[id(layer)])))
         batches = 0
         for batch in _batches(data):
             x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
             model(x, training=True)  # eagerly: it runs as many layers as there are, and no variable is left behind
             batches += 1
     finally:
-        for layer in layers:
-            vars(layer).pop("call", None)
+        for take_out in reversed(taking_out):
+            take_out()
         put_back()
     if not batches:
         raise ValueError(
@@ -441,9 +457,7 @@ def _statistics(model, layers, data):
 
 
 def _watching(layer, moments):
-    plain = layer.call
-
-    def call(inputs, training=None, mask=None):
+    def call(plain, inputs, training=None, mask=None):
         if training:
             moments.add(ops.convert_to_numpy(ops.cast(inputs, "float32")), mask, layer.axis)
         return plain(inputs, training=training, mask=mask)

@@ -1,3 +1,6 @@
+import copy
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -126,6 +129,7 @@ def test_it_reweighs_one_output_of_several():
 def test_on_jax_the_compiled_steps_of_training_and_validation_change():
     code = """
         import keras, numpy as np, keras_tricks as kt
+        keras.utils.set_random_seed(0)
         loss = kt.losses.ClassBalanced([20, 9, 3], beta=0)
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
         model.compile(keras.optimizers.SGD(0.0), loss)
@@ -144,8 +148,20 @@ def test_on_jax_the_compiled_steps_of_training_and_validation_change():
 
 def test_a_loss_that_the_model_does_not_train_with_is_refused():
     deferred = kt.callbacks.DeferredReweighting(plain_crossentropy(), 1)
+    other = functools.partial(kt.losses.BalancedSoftmax, [3, 2, 1])
     with pytest.raises(ValueError, match=r"not compiled with this ClassBalanced.*same object"):
-        runs.train(keras.optimizers.SGD, epochs=1, loss=plain_crossentropy, callbacks=[deferred])
+        runs.train(keras.optimizers.SGD, epochs=1, loss=other, callbacks=[deferred])
+
+
+def test_a_copy_finds_the_loss_that_is_like_its_own():
+    """KerasTuner copies callbacks."""
+    loss = kt.losses.BalancedSoftmax([20, 9, 3])
+    deferred = kt.callbacks.DeferredReweighting(loss, 1)
+    ends = [
+        runs.train(lambda: keras.optimizers.SGD(0.1), loss=lambda: loss, callbacks=[callback])
+        for callback in (deferred, copy.deepcopy(deferred))
+    ]
+    runs.assert_same_weights(*ends, 0)
 
 
 @pytest.mark.parametrize(

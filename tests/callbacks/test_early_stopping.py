@@ -284,7 +284,7 @@ def test_a_run_that_crashed_goes_on_as_if_it_had_not(tmp_path, criterion, argume
 def test_a_state_of_another_run_is_refused(tmp_path):
     stop = kt.callbacks.EarlyStopping(monitor="val_mae", backup_dir=tmp_path)
     stop.history, stop.best, stop.best_epoch = [(0, 1.0, 1.0)], 1.0, 0
-    stop._save()
+    stop._save(0)
     other = kt.callbacks.EarlyStopping(backup_dir=tmp_path)
     with pytest.raises(ValueError, match="of a run that monitored"):
         small(2, [other], initial_epoch=1, validation_split=0.5)
@@ -312,15 +312,69 @@ def test_it_stops_a_compiled_fit_with_several_steps_an_execution():
         ({"patience": 3, "criterion": "GL"}, "`patience` has no effect"),
         ({"alpha": 3}, "`alpha` has no effect on criterion='patience'; it is for GL, PQ"),
         ({"criterion": "UP", "min_delta": 0.1}, "no effect"),
-        ({"criterion": "UP", "strip": 0}, "`strip` must be an int of at least 1"),
-        ({"criterion": "GL", "alpha": -1}, "`alpha` must be positive"),
-        ({"patience": 1.5}, "`patience` must be an int"),
-        ({"min_delta": -1}, "must not be negative"),
+        ({"criterion": "UP", "strip": 0}, "`strip` must be at least 1"),
+        ({"criterion": "GL", "alpha": -1}, "`alpha` must be greater than 0"),
+        ({"patience": 1.5}, "`patience` must be an integer"),
+        ({"min_delta": -1}, "`min_delta` must be at least 0"),
+        ({"min_delta": float("inf")}, "`min_delta` must be at least 0 and finite"),
+        ({"baseline": float("nan")}, "`baseline` must be finite"),
+        ({"validation_freq": 0}, "`validation_freq` must be at least 1"),
+        ({"validation_freq": [1, 2.5]}, "`validation_freq` must be an integer"),
         ({"mode": "down"}, "`mode` must be"),
         ({"monitor": "val_something"}, "cannot be told by its name"),
         ({"criterion": "gap", "monitor": "val_accuracy"}, "set `train_monitor='NAME'`"),
     ],
 )
 def test_arguments_that_are_wrong_or_of_no_use_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         kt.callbacks.EarlyStopping(**arguments)
+
+
+def test_the_best_weights_of_an_epoch_that_was_lost_are_lost_too(tmp_path):
+    """The callback's backup of epoch 3 is there, the model's own is not, and epoch 3 runs again."""
+
+    def stop():
+        return kt.callbacks.EarlyStopping(
+            monitor="loss", patience=9, restore_best_weights=True, backup_dir=tmp_path / "stop"
+        )
+
+    def trained(callbacks):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(0.05), "mse")
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "model", delete_checkpoint=False)
+        model.fit(
+            np.eye(4),
+            np.ones((4, 1)),
+            epochs=5,
+            batch_size=4,
+            shuffle=False,
+            verbose=0,
+            callbacks=[*callbacks, backup],
+        )
+        return model.get_weights()
+
+    class Crash(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    first = stop()
+    with pytest.raises(KeyboardInterrupt):
+        trained([first, Crash()])
+    assert first.best_epoch == 2
+    resumed = stop()
+    resumed_begin = []
+    seen = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: resumed_begin.append((epoch, resumed.best_epoch, len(resumed.history)))
+    )
+    trained([resumed, seen])
+    assert resumed_begin[0] == (2, 1, 2)
+    assert [epoch for epoch, _, _ in resumed.history] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off"])
+def test_a_damaged_backup_is_named(tmp_path, content):
+    (tmp_path / "early_stopping-0.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"(?s)The backup .*early_stopping-0.npz cannot be read.*Delete it"):
+        small(2, [kt.callbacks.EarlyStopping(backup_dir=tmp_path)], initial_epoch=1, validation_split=0.5)

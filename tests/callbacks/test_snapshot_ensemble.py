@@ -170,3 +170,27 @@ def test_snapshots_of_another_run_are_not_mixed_in(tmp_path):
 def test_wrong_arguments_are_refused(arguments, error, tmp_path):
     with pytest.raises(error, match="Received"):
         kt.callbacks.SnapshotEnsemble(tmp_path, **arguments)
+
+
+def test_the_newest_are_kept_beyond_999_cycles_and_nothing_half_written(tmp_path):
+    ensemble = kt.callbacks.SnapshotEnsemble(tmp_path, 1, keep=3)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    ensemble.set_model(model)
+    for cycle in (997, 998, 999, 1000, 1001):
+        ensemble._cycle = cycle
+        ensemble._save()
+    assert [file.name for file in ensemble.files] == [f"snapshot_{n}.weights.h5" for n in (999, 1000, 1001)]
+
+    def full_disk(path, **options):
+        path.write_bytes(b"")
+        raise OSError("No space left on device")
+
+    model.save_weights = full_disk
+    ensemble._cycle = 1002
+    with pytest.raises(OSError, match="No space left"):
+        ensemble._save()
+    assert {file.name for file in tmp_path.iterdir()} == {file.name for file in ensemble.files}
+    (tmp_path / "snapshot_1003.weights.h5").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"snapshot_1003.weights.h5 cannot be read"):
+        ensemble.predict(np.ones((1, 2)), model=model)

@@ -7,6 +7,9 @@ import keras_tricks as kt
 from keras_tricks.callbacks import weight_averaging as module
 from tests import reference, runs
 
+# Short runs with a momentum that tells the epochs apart.
+pytestmark = pytest.mark.filterwarnings("ignore:WeightAveraging. after")
+
 
 class Watch(keras.callbacks.Callback):
     """Records training's weights at the ends of epochs, or after every execution."""
@@ -349,6 +352,7 @@ def test_a_run_that_stops_before_the_start_says_so():
         {"kind": "mean"},
         {"start": -1},
         {"start": 1.5},
+        {"start": float("nan")},
         {"every": 0},
         {"every": "batch"},
         {"kind": "ema", "momentum": 1.0},
@@ -359,5 +363,28 @@ def test_a_run_that_stops_before_the_start_says_so():
     ids=str,
 )
 def test_arguments_of_the_wrong_kind_are_refused(arguments):
-    with pytest.raises(ValueError, match=r"Received|never ends"):
+    with pytest.raises((TypeError, ValueError), match=r"Received|never ends"):
         kt.callbacks.WeightAveraging(**arguments)
+
+
+@pytest.mark.parametrize(("every", "epochs"), [("epoch", 12), ("epoch", 60), (1, 12), (1, 600)])
+def test_the_default_momentum_does_not_remember_the_start(every, epochs):
+    averaging = kt.callbacks.WeightAveraging("ema", every=every)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    averaging.set_model(model)
+    averaging.set_params({"epochs": epochs, "steps": 5})
+    averaging.on_train_begin()
+    collections = epochs if every == "epoch" else 5 * epochs
+    assert averaging._momentum ** (collections - 1) <= 0.06
+    assert averaging._momentum <= (0.9 if every == "epoch" else 0.999)
+    averaging._release()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras' own, on the way to the warning
+def test_an_average_that_remembers_its_start_says_so():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    averaging = kt.callbacks.WeightAveraging("ema", momentum=0.999)
+    with pytest.warns(UserWarning, match=r"after 3 collections the weights of the first still make up 100%"):
+        model.fit(np.ones((4, 1)), np.ones((4, 1)), epochs=3, verbose=0, callbacks=[averaging])
