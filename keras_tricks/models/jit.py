@@ -128,7 +128,7 @@ class CompiledCall:
         if not self.model.built or _runs_eagerly() or _in_stateless_scope() or _holds_symbols(args, kwargs):
             return False  # not a graph, or being built, traced for shapes, or part of what is compiled as a whole
         if self.step is None:
-            return bool(kwargs.get("training")) or _number_of_replicas() > 1
+            return bool(kwargs.get("training")) or _is_a_replica()
         return self.step != "without jit"
 
     def _pure(self, args, kwargs, in_training):
@@ -371,10 +371,12 @@ def _refuse_loops(model):
         )
 
 
-def _number_of_replicas():
+def _is_a_replica():
+    """Whether this is within `strategy.run` on several devices, and not in the scope, as an export may be."""
     import tensorflow as tf
 
-    return tf.distribute.get_strategy().num_replicas_in_sync
+    context = tf.distribute.get_replica_context()
+    return context is not None and context.num_replicas_in_sync > 1
 
 
 def _refuse_variables_of_one_device(model):

@@ -407,13 +407,14 @@ def test_somebody_elses_apply_gradients_survives():
     assert calls
 
 
-def test_an_exported_model_is_as_without_jit(tmp_path):
-    """Nothing is compiled while an export is traced, whose formats know nothing of XLA."""
-    model = kt.jit(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.BatchNormalization()]))
-    model.compile(sgd(), "mse", jit_compile=False)
+def test_an_exported_model_is_as_without_jit(replicas, tmp_path):
+    """Nothing is compiled while an export is traced, whose formats know nothing of XLA; in a strategy's scope too."""
     x = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
-    model.fit(x, x[:, :2], verbose=0)
-    model.export(tmp_path / "saved", verbose=False)
+    with runs.strategy_of(replicas).scope():
+        model = kt.jit(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.LayerNormalization()]))
+        model.compile(sgd(), "mse", jit_compile=False)
+        model.fit(x, x[:, :2], verbose=0)
+        model.export(tmp_path / "saved", verbose=False)
     loaded = tf.saved_model.load(tmp_path / "saved")
     np.testing.assert_allclose(loaded.serve(x), model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
     graph = loaded.signatures["serving_default"].graph.as_graph_def()
