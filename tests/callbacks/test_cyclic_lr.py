@@ -162,3 +162,25 @@ def test_arguments_of_the_wrong_kind_are_refused(schedule, momentum, error):
 def test_an_optimizer_that_cannot_be_moved_is_reported_when_training_starts(optimizer, message):
     with pytest.raises(ValueError, match=message):
         runs.train(optimizer, callbacks=[cycle((0.95, 0.85))])
+
+
+def test_beside_a_callback_that_wraps_apply_and_takes_its_wrap_out_in_either_order():
+    class Wrapping(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.plain = self.model.optimizer.apply
+            self.model.optimizer.apply = lambda *args, **kwargs: self.plain(*args, **kwargs)
+
+        def on_train_end(self, logs=None):
+            self.model.optimizer.apply = self.plain
+
+    cycle = kt.callbacks.CyclicLR(kt.schedules.CyclicalLearningRate(0.01, 0.1, 4))
+    x, y = np.ones((8, 2), "float32"), np.ones((8, 1), "float32")
+    for callbacks in ([Wrapping(), cycle], [cycle, Wrapping()]):
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        model.fit(x, y, batch_size=4, verbose=0, callbacks=callbacks)
+        rate = float(model.optimizer.learning_rate)
+        model.fit(x, y, batch_size=4, verbose=0)  # without callbacks
+        assert float(model.optimizer.learning_rate) == rate
+        model.fit(x, y, batch_size=4, verbose=0, callbacks=callbacks)
+        assert float(model.optimizer.learning_rate) != rate
