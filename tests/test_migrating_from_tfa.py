@@ -131,6 +131,7 @@ class Weights(keras.callbacks.Callback):
         self.seen.append(self.model.get_weights()[0])
 
 
+@pytest.mark.filterwarnings("ignore:WeightAveraging. after")  # a short run, on purpose
 def test_moving_average_begins_one_step_later():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, use_bias=False)])
     model.compile("sgd", "mse")

@@ -163,7 +163,7 @@ def test_after_compile_and_training_it_takes_effect(replicas):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("network", [with_state, runs.slow(functional), Subclassed])
+@pytest.mark.parametrize("network", [with_state, runs.slow(functional), runs.slow(Subclassed)])
 def test_saved_it_is_a_plain_model_and_continues_bit_for_bit_when_jitted_again(network, tmp_path):
     run = runs.train(sgd, network=lambda: kt.jit(network()), epochs=1)
     run.model.save(tmp_path / "m.keras")
