@@ -46,7 +46,8 @@ def jit(model):
         RuntimeError: On a backend other than TensorFlow; there `compile(jit_compile=True)` is enough.
         ValueError: Here or when the model is first called: for synchronized batch normalisation under several replicas
             (its exchange cannot be in the compiled part), for layers and inputs that XLA cannot take (strings, random
-            rotations, ragged or sparse tensors), for a layer that assigns its own trainable weight, for a recurrent
+            rotations, ragged or sparse tensors), for a layer that assigns its own trainable weight, or a variable that
+            is not the model's (stateful recurrent layers, random numbers without a seed generator), for a recurrent
             layer in a model with a `train_step` of its own, and for `compile(jit_compile=True)` afterwards under
             several replicas (before, it is switched off).
         RuntimeError: In the first step, if XLA cannot compile an operation.
@@ -277,8 +278,17 @@ def _new_values(model, scope):
     """Values that the model assigned inside of `scope`, by the variable's position in `_state(model)`."""
     import tensorflow as tf
 
+    state = _state(model)
+    if not scope.state_mapping.keys() <= {id(v) for v in state}:
+        raise ValueError(
+            f"`jit`: model {model.name!r} assigns a variable that is not one of its own while it is called, which "
+            "would be lost. Random numbers do this without a seed generator: set `self.seed = "
+            "keras.random.SeedGenerator()` "
+            "in the layer and pass `seed=self.seed`. A stateful recurrent layer does it too: train it without `jit`. "
+            "Other variables must be attributes of a layer."
+        )
     values = {}
-    for index, v in enumerate(_state(model)):
+    for index, v in enumerate(state):
         value = scope.get_current_value(v)
         if value is None or value is v.value:
             continue

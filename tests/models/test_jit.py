@@ -421,6 +421,25 @@ def test_an_exported_model_is_as_without_jit(replicas, tmp_path):
     assert not any("_XlaMustCompile" in f.attr and f.attr["_XlaMustCompile"].b for f in graph.library.function)
 
 
+class Noise(keras.layers.Layer):
+    """Random numbers of the global generator, whose state is not the model's."""
+
+    def call(self, x):
+        return x + keras.random.normal(keras.ops.shape(x))
+
+
+@pytest.mark.parametrize("layer", [lambda: keras.layers.LSTM(3, stateful=True, return_sequences=True), Noise])
+def test_assignments_that_would_be_lost_are_refused_before_training(layer):
+    model = kt.jit(keras.Sequential([keras.Input(batch_shape=(2, 4, 3)), layer(), keras.layers.Dense(3)]))
+    model.compile(sgd(), "mse", jit_compile=False)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=r"`jit`: model .* assigns a variable that is not one of its own"):
+        model.fit(np.ones((4, 4, 3)), np.ones((4, 4, 3)), batch_size=2, verbose=0)
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:.*np.object:FutureWarning")  # Keras' exporter touches it
 @pytest.mark.slow
 def test_an_onnx_file_of_a_jitted_model_runs(tmp_path):
     pytest.importorskip("tf2onnx")
