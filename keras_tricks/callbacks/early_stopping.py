@@ -147,7 +147,7 @@ class EarlyStopping(keras.callbacks.Callback):
         check_number("min_delta", min_delta, at_least=0)
         if baseline is not None:
             check_number("baseline", baseline)
-        for epochs in [validation_freq] if isinstance(validation_freq, numbers.Real) else validation_freq:
+        for epochs in validation_freq if isinstance(validation_freq, list | tuple | set) else [validation_freq]:
             check_count("validation_freq", epochs)
         check_flag("restore_best_weights", restore_best_weights)
         if mode not in ("auto", "min", "max"):

@@ -221,7 +221,9 @@ class LRFinder(keras.callbacks.Callback):
     ):
         super().__init__()
         low = check_number("min_learning_rate", min_learning_rate, above=0)
-        high = check_number("max_learning_rate", max_learning_rate, above=low, hint=" It is above `min_learning_rate`.")
+        high = check_number(
+            "max_learning_rate", max_learning_rate, above=low, hint=" It must be above `min_learning_rate`."
+        )
         steps = check_count("steps", steps, at_least=_SHORTEST)
         if mode not in ("exp", "linear"):
             raise ValueError(f"`mode` must be 'exp' or 'linear'. Received: mode={mode!r}")

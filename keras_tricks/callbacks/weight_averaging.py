@@ -21,7 +21,7 @@ from keras import ops
 
 from keras_tricks._arguments import check_count, check_flag, check_number
 from keras_tricks._strategy import scope_of
-from keras_tricks.callbacks._innermost import accumulation_steps
+from keras_tricks.callbacks._innermost import accumulation_steps, innermost_optimizer
 from keras_tricks.callbacks._patches import Replacements, replace
 from keras_tricks.callbacks._state import averaging_of, is_float, load_arrays, save_arrays, set_averaging
 from keras_tricks.models._restored import remember_variables
@@ -300,10 +300,14 @@ class WeightAveraging(keras.callbacks.Callback):
             return
         state = {"counts": np.array([self.collected, self._batches, self._windows])}
         state["share_of_first"] = np.array(self._share_of_first)
+        state["iterations"] = np.array(self._iterations())
         state |= {f"average_{i}": ops.convert_to_numpy(a) for i, a in (self._averages or {}).items()}
         save_arrays(self._path(epoch), state)
         # A crash may come before the model's own backup of this epoch, so the state before it is kept too.
         self._path(epoch - 2).unlink(missing_ok=True)
+
+    def _iterations(self):
+        return int(ops.convert_to_numpy(innermost_optimizer(self.model.optimizer).iterations))
 
     def _path(self, epoch):
         return self.backup_dir / f"averages-{epoch}.npz"
@@ -328,6 +332,13 @@ class WeightAveraging(keras.callbacks.Callback):
         state = load_arrays(self._path(epoch - 1))
         self.collected, self._batches, self._windows = (int(n) for n in state.pop("counts"))
         self._share_of_first = float(state.pop("share_of_first", 1.0))
+        if int(state.pop("iterations", self._iterations())) != self._iterations():
+            raise ValueError(
+                "WeightAveraging: the model goes on after another number of optimizer steps than the average, since it "
+                "was backed up in the middle of an epoch, which Keras then begins again. Use "
+                'BackupAndRestore(save_freq="epoch"), or average anew: empty the folder and pass no `backup_dir`. '
+                f"Expected the step at the end of epoch {epoch}."
+            )
         if not self.collected:
             return
         weights = {i: w for i, w in enumerate(self.model.weights) if is_float(w)}
@@ -479,6 +490,7 @@ def _check_data(data):
         or isinstance(data, (np.ndarray, dict, str))
         or ops.is_tensor(data)
         or not hasattr(data, "__iter__")
+        or hasattr(data, "__next__")  # a generator can be read once only
     ):
         raise ValueError(
             "`recompute_statistics_on` must give batches, as a tf.data.Dataset does; for arrays, use "
