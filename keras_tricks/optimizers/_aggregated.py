@@ -54,7 +54,9 @@ PRIVATE_HOOKS = (
     "_overwrite_variables_directly_with_gradients",
     "_track_variable",
     "_trainable_variables",
+    "_u_product",
     "_use_weight_decay",
+    "_var_key",
 )
 
 # Keras' keywords for every optimizer.
@@ -702,6 +704,14 @@ def _checked(optimizer, kwargs):
 def check_keyword(name, value):
     """Returns the value of one of Keras' keywords as it is kept; raises TypeError or ValueError."""
     return getattr(AggregatedOptimizer, name).check(value)
+
+
+def check_hyperparameters(optimizer):
+    """Checks the arguments of an optimizer of Keras, as those of this package check their own."""
+    check_learning_rate(optimizer._learning_rate)
+    for keyword in BASE_KEYWORDS[1:]:
+        if getattr(optimizer, keyword, None) is not None:
+            check_keyword(keyword, getattr(optimizer, keyword))
 
 
 def _once_there_is(grads):

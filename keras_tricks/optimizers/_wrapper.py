@@ -6,6 +6,7 @@ from keras_tricks.optimizers import _exclude, _state
 from keras_tricks.optimizers._aggregated import (
     BASE_KEYWORDS,
     AggregatedOptimizer,
+    check_hyperparameters,
     check_keyword,
     check_known,
     check_learning_rate,
@@ -155,10 +156,7 @@ def _check_wrapped(kind, optimizer):
         )
     name = type(optimizer).__name__
     if not isinstance(optimizer, AggregatedOptimizer):
-        check_learning_rate(optimizer._learning_rate)
-        for keyword in BASE_KEYWORDS[1:]:
-            if getattr(optimizer, keyword, None) is not None:
-                check_keyword(keyword, getattr(optimizer, keyword))
+        check_hyperparameters(optimizer)
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         raise ValueError(
             f"Loss scaling goes outside, so that {kind} sees gradients without the scale: "
