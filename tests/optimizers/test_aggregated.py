@@ -185,8 +185,9 @@ def parts_of(shape):
     return [tf.TensorShape([None, *shape[1:]]), tf.TensorShape([None] * len(shape)), tf.TensorShape(None)]
 
 
-@pytest.mark.parametrize("make", [t.make for t in OPTIMIZERS], ids=[t.name for t in OPTIMIZERS])
-def test_a_gradient_whose_shape_a_trace_does_not_know_has_its_variables(make):
+@pytest.mark.parametrize("trick", runs.of_each_kind(OPTIMIZERS), ids=lambda t: t.name)
+def test_a_gradient_whose_shape_a_trace_does_not_know_has_its_variables(trick):
+    make = trick.make
     for jit_compile in (False, True):
         ends = []
         for spec in parts_of((4, 3)):
@@ -208,8 +209,9 @@ def test_a_gradient_of_another_shape_is_refused():
         kt.LAMB().apply([tf.ones((3, 2))], [keras.Variable(np.ones((2, 3)))])
 
 
-@pytest.mark.parametrize("make", [t.make for t in OPTIMIZERS], ids=[t.name for t in OPTIMIZERS])
-def test_variables_of_tensorflow_train_as_those_of_keras(make):
+@pytest.mark.parametrize("trick", runs.of_each_kind(OPTIMIZERS), ids=lambda t: t.name)
+def test_variables_of_tensorflow_train_as_those_of_keras(trick):
+    make = trick.make
     starts = [runs.numbers(shape, "float32")[0] for shape in ((4, 3), (3,), ())]
     gradients = [tf.constant(runs.numbers(shape, "float32")[1][0]) for shape in ((4, 3), (3,), ())]
     ends = []
@@ -225,8 +227,9 @@ def test_variables_of_tensorflow_train_as_those_of_keras(make):
         assert np.isfinite(a).all()
 
 
-@pytest.mark.parametrize("make", [t.make for t in OPTIMIZERS], ids=[t.name for t in OPTIMIZERS])
-def test_variables_without_elements_and_with_one_do_no_harm(make):
+@pytest.mark.parametrize("trick", runs.of_each_kind(OPTIMIZERS), ids=lambda t: t.name)
+def test_variables_without_elements_and_with_one_do_no_harm(trick):
+    make = trick.make
     shapes = [(0, 5), (0,), (1, 1), (), (2, 3)]
     for options in ({}, {"gradient_accumulation_steps": 2, "use_ema": True, "global_clipnorm": 1.0}):
         for decorate in (lambda f: f, tf.function):

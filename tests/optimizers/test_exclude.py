@@ -6,11 +6,20 @@ import warnings
 
 import keras
 import pytest
+import tensorflow as tf
 
 import keras_tricks as kt
 
 L = keras.layers
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_traced():
+    """What is kept does not depend on it, and tracing takes most of the time."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 def attention():

@@ -123,6 +123,7 @@ def test_a_file_of_weights_without_an_optimizer_is_told(tmp_path):
         compiled(kt.LAMB()).load_weights(tmp_path / "m.weights.h5")
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_was_saved_before_it_was_built_loads_without_a_word(tmp_path):
     for make in CHAINS.values():
         model = compiled(make())
