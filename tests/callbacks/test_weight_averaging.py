@@ -358,7 +358,6 @@ def test_a_run_that_stops_before_the_start_says_so():
         {"kind": "ema", "momentum": 1.0},
         {"kind": "swa", "momentum": 0.9},
         {"recompute_statistics_on": np.ones((3, 4))},
-        {"recompute_statistics_on": iter([np.ones((3, 4))])},
         {"recompute_statistics_on": tf.data.Dataset.from_tensors(1).repeat()},
     ],
     ids=str,
@@ -366,6 +365,11 @@ def test_a_run_that_stops_before_the_start_says_so():
 def test_arguments_of_the_wrong_kind_are_refused(arguments):
     with pytest.raises((TypeError, ValueError), match=r"Received|never ends"):
         kt.callbacks.WeightAveraging(**arguments)
+
+
+def test_statistics_cannot_be_taken_over_a_generator():
+    with pytest.raises(ValueError, match=r"must give batches.*Received: generator"):
+        kt.callbacks.WeightAveraging(recompute_statistics_on=(x for x in [np.ones((3, 4))]))
 
 
 @pytest.mark.parametrize(("every", "epochs"), [("epoch", 12), ("epoch", 60), (1, 12), (1, 600)])
