@@ -5,14 +5,16 @@ in the backward pass. So an output counts only if `train_step` is running and th
 holds it, up to the model itself; what runs again in the backward pass is called by nobody.
 """
 
+import contextlib
 import functools
 import math
 import threading
 
 import keras
+import numpy as np
 
 from keras_tricks.callbacks._patches import replace
-from keras_tricks.callbacks._tallies import LocalTally, flat, traced_tally
+from keras_tricks.callbacks._tallies import LocalTallies, count, count_for_xla
 
 # Of one example's output at most so many values are binned, evenly spaced. Whole outputs of convolutions are hundreds
 # of times as many values as the weights.
@@ -26,8 +28,7 @@ class Activations:
     def __init__(self, model, layers, counts_now):
         self.model = model
         self.counts_now = counts_now
-        self.strategy = model.distribute_strategy
-        self.paths = {id(layer): path for path, layer in layers}
+        self.positions = {id(layer): position for position, (_, layer) in enumerate(layers)}
         self.layers = layers
         self.output = list(watchable(model).values())[-1]
         self.parents = {}
@@ -37,28 +38,29 @@ class Activations:
             # A layer that was made as an attribute of the model, then wrapped, runs again without its wrapper.
             wrappers = {key for key, parent in parents.items() if isinstance(parent, keras.layers.Wrapper)}
             self.parents[layer] = wrappers or set(parents)
-        with self.strategy.scope():
-            self.tallies = {id(layer): LocalTally(self.strategy, channels_of(layer)) for _, layer in layers}
+        # Inside of `jit` a step is compiled without `model.jit_compile`, and the way that is fast elsewhere fails.
+        counting = count_for_xla if model.jit_compile or "call" in vars(model) else count
+        self.tallies = LocalTallies(model.distribute_strategy, [channels_of(layer) for _, layer in layers], counting)
         self.running = threading.local()  # each replica is traced by a thread of its own
         # A training step of one's own may call parts of the model instead of the model.
         self.free = type(model).train_step is not keras.Model.train_step
         self.taking_out = []
-        # Inside of `jit` a step is compiled without `model.jit_compile`, and the way that is fast elsewhere fails.
-        self.tally = traced_tally(model.jit_compile or "call" in vars(model))
 
     def __enter__(self):
         self.taking_out = [replace(self.model, "train_step", self._train_step)]
         for layer in {id(layer): layer for layer, _, _ in walk(self.model)}.values():
-            self.taking_out.append(replace(layer, "call", functools.partial(self._call, layer)))
+            name = "quantized_call" if layer.quantization_mode else "call"
+            self.taking_out.append(replace(layer, name, functools.partial(self._call, layer)))
 
     def __exit__(self, *error):
         while self.taking_out:
             self.taking_out.pop()()
 
     def _train_step(self, plain, *args, **kwargs):
-        self.running.layers = [None]
+        self.running.layers, self.running.graphs = [None], []
         try:
-            return plain(*args, **kwargs)
+            with self._outputs_of_this_graph():
+                return plain(*args, **kwargs)
         finally:
             self.running.layers = []
 
@@ -72,35 +74,52 @@ class Activations:
             return plain(*args, **kwargs)
         running.append(id(layer))
         try:
-            outputs = plain(*args, **kwargs)
+            with self._outputs_of_this_graph() as outputs:
+                result = plain(*args, **kwargs)
+                if id(layer) in self.positions:
+                    for x in keras.tree.flatten(result):
+                        outputs += self._observed(layer, x)
         finally:
             running.pop()
-        if id(layer) in self.paths:
-            for x in keras.tree.flatten(outputs):
-                self._count(layer, x)
-        return outputs
+        return result
 
-    def _count(self, layer, x):
+    @contextlib.contextmanager
+    def _outputs_of_this_graph(self):
+        """A list whose outputs are counted, all at once, when the first call in this graph ends.
+
+        `jit`, `Recompute` and conditions trace graphs of their own, whose tensors nothing outside of them can read.
+        """
+        import tensorflow as tf
+
+        graphs, graph = self.running.graphs, tf.compat.v1.get_default_graph()
+        if graphs and graphs[-1][0] is graph:
+            yield graphs[-1][1]
+            return
+        counts_now, outputs = self.counts_now(), []  # at once: at the end of the step the optimizer has moved on
+        graphs.append((graph, outputs))
+        try:
+            yield outputs
+            if outputs:
+                positions, values, saturated, alive = zip(*outputs, strict=True)
+                self.tallies.add_if(counts_now, values, positions, saturated, alive)
+        finally:
+            graphs.pop()
+
+    def _observed(self, layer, x):
+        """What is counted of an output: the layer's position, a sample, saturated units, and channels alive."""
         import tensorflow as tf
 
         if not isinstance(x, tf.Tensor) or not x.dtype.is_floating:
-            return
+            return []
         x = tf.stop_gradient(x)
-        mine = self.tallies[id(layer)]
-        axis = _channel_axis(layer, x.shape)
-        channels = mine.channels if axis is not None and x.shape[axis] == mine.channels else 0
-
-        def add():
-            values = _sample(x)
-            counts, moments = self.tally(flat(values))
-            alive = tf.zeros([mine.channels], "int32")
-            if channels:
-                others = [a for a in range(len(x.shape)) if a != axis % len(x.shape)]
-                alive = tf.cast(tf.reduce_any(tf.not_equal(x, 0), axis=others), "int32")
-            mine.add(counts, moments, _saturated(layer, x, values), alive)
-            return tf.constant(0)
-
-        tf.cond(self.counts_now(), add, lambda: tf.constant(0))
+        position = self.positions[id(layer)]
+        channels, axis = self.tallies.channels[position], _channel_axis(layer, x.shape)
+        alive = None
+        if channels and axis is not None and x.shape[axis] == channels:
+            others = [a for a in range(len(x.shape)) if a != axis % len(x.shape)]
+            alive = tf.reduce_any(tf.not_equal(x, 0), axis=others)
+        values = _sample(x)
+        return [(position, values, _saturated(layer, x, values) if saturates(layer) else None, alive)]
 
 
 def walk(model):
@@ -201,7 +220,8 @@ def _sample(x):
     stride = -(-size // SAMPLE)
     while stride > 1 and math.gcd(stride, channels) > 1:
         stride += 1
-    return tf.reshape(x, (-1, size))[:, ::stride]
+    x = tf.reshape(x, (-1, size))
+    return x if stride == 1 else tf.gather(x, np.arange(0, size, stride), axis=1)
 
 
 def _saturated(layer, x, values):
@@ -209,8 +229,6 @@ def _saturated(layer, x, values):
     import tensorflow as tf
 
     name = activation_of(layer)
-    if not saturates(layer):
-        return tf.zeros([2], "float32")
     if name == "softmax":
         axis = layer.axis if isinstance(layer, keras.layers.Softmax) else -1
         units = tf.reduce_max(tf.cast(x, "float32"), axis=axis) > SATURATED

@@ -15,6 +15,7 @@ import contextlib
 import math
 import pathlib
 import re
+import threading
 
 import keras
 import numpy as np
@@ -22,14 +23,19 @@ from keras import ops
 
 from keras_tricks._arguments import check_count
 from keras_tricks.callbacks import _activations, _diagnosis, _tallies
-from keras_tricks.callbacks._innermost import accumulation_steps, innermost_optimizer
+from keras_tricks.callbacks._innermost import accumulation_steps, innermost_optimizer, stepping_optimizer
 from keras_tricks.callbacks._patches import Replacements, replace
+from keras_tricks.optimizers._aggregated import method_of_all_updates
 
 KINDS = ("weights", "gradients", "updates", "activations")
 
 # With every="epoch", each so-many-th optimizer step of the epoch is counted, beginning with the first. Values change
 # little from step to step, and counting takes about as long as a step of a small model.
 EPOCH_STRIDE = 100
+
+# The step that counts and the plain one are traced apart, and tracing one takes about as long as a hundred steps of a
+# small deep model. So the plain one waits until so many steps were not due: they run the other, which counts nothing.
+STEPS_BEFORE_THE_SECOND_TRACE = 100
 
 
 class Histograms(keras.callbacks.Callback):
@@ -42,9 +48,10 @@ class Histograms(keras.callbacks.Callback):
     Of an example's output, at most 256 evenly spaced values are counted. A channel of a relu is dead if it was
     0 for every example that was counted. Outputs are counted in the forward pass of the training step alone.
 
-    Cost: a few passes over the values, and for `"updates"` the memory of a copy of each variable, in the steps that are
-    counted. These have a version of the training step of their own, which is traced (and compiled) once a `fit`; other
-    steps run what they would without the callback. State: 1.3 kB a variable or layer and kind.
+    Cost: a few passes over the values, and for `"updates"` the memory of two copies of each variable, in the steps that
+    are counted. These have a version of the training step of their own, which is traced (and compiled) once for as long
+    as the callback watches the same compiled model. Other steps run what they would without the callback, but for the
+    first hundred, which run that version too. State: 1.3 kB per variable or layer and kind.
 
     Args:
         log_dir: Folder of the TensorBoard logs, or `None` to keep only `history`. Defaults to `None`.
@@ -96,48 +103,55 @@ class Histograms(keras.callbacks.Callback):
                 _check_pattern(pattern)
         self.history = []
         self._writer = self._replaced = None
+        self._held = []
 
     def on_train_begin(self, logs=None):
         import tensorflow as tf
 
         self._release()  # an interrupted run of another model did not
         self._tf = tf
-        self._variables, watched = self._chosen(self.model.trainable_variables)
-        self._paths = _activations.unique([v.path for v in self._variables])
-        self._strategy = self.model.distribute_strategy
-        optimizer = innermost_optimizer(self.model.optimizer)
-        in_step = {"gradients", "updates"} & set(self.what)
-        if in_step and type(optimizer).update_step is keras.optimizers.Optimizer.update_step:
-            raise ValueError(
-                f"Histograms: {type(optimizer).__name__} has no `update_step` of its own to count gradients and "
-                "updates in. Use what=('weights', 'activations') with it."
-            )
-        self._optimizer = optimizer
-        with self._strategy.scope():
-            self._start = keras.Variable(0, dtype="int64", trainable=False, name="histograms_start")
-            self._counted = {
-                kind: [_tallies.Tally(v.path) for v in self._variables] for kind in self.what if kind in in_step
-            }
-        self._tally = _tallies.traced_tally(self.model.jit_compile)
-        self._activations = None
-        if watched:
-            self._activations = _activations.Activations(self.model, watched, self._counts_now)
-        tallies = [t for of_kind in self._counted.values() for t in of_kind]
-        if self._activations is not None:
-            tallies += self._activations.tallies.values()
-        weights = self._variables if "weights" in self.what else []
-        self._read = _tallies.reader(self._strategy, tallies, weights, self._tally)
-        # Keras hands its own optimizers the variable of one device, and ours the Keras variable.
-        self._positions = {}
-        for position, v in enumerate(self._variables):
-            for alias in (v, v.value, *self._strategy.experimental_local_results(v.value)):
-                self._positions[id(alias)] = position
-        self._plain = None
+        self._prepare()
         if self.log_dir is not None and self._writer is None:
             self._writer = tf.summary.create_file_writer(str(self.log_dir))
         self._batches = 0
         self._windows = 0
         self._replaced = Replacements(self.model, self._release)
+
+    def _prepare(self):
+        """Makes what counts, unless the last `fit` left it behind for the same model, compiled as it is now."""
+        variables, watched = self._chosen(self.model.trainable_variables)
+        optimizer = innermost_optimizer(self.model.optimizer)
+        held = [self.model, optimizer, self.model.train_function, *variables, *(layer for _, layer in watched)]
+        if len(held) == len(self._held) and all(a is b for a, b in zip(held, self._held, strict=True)):
+            for tallies in self._all_tallies():
+                tallies.reset()  # an interrupted run has left something
+            return
+        in_step = [kind for kind in self.what if kind in ("gradients", "updates")]
+        if in_step and type(optimizer).update_step is keras.optimizers.Optimizer.update_step:
+            raise ValueError(
+                f"Histograms: {type(optimizer).__name__} has no `update_step` of its own to count gradients and "
+                "updates in. Use what=('weights', 'activations') with it."
+            )
+        strategy = self.model.distribute_strategy
+        self._variables, self._optimizer = variables, optimizer
+        self._paths = _activations.unique([v.path for v in variables])
+        with strategy.scope():
+            self._start = keras.Variable(0, dtype="int64", trainable=False, name="histograms_start")
+            counting = _tallies.count_for_xla if self.model.jit_compile else _tallies.count
+            self._counted = {kind: _tallies.Tallies(len(variables), counting) for kind in in_step if variables}
+        self._activations = _activations.Activations(self.model, watched, self._counts_now) if watched else None
+        self._updates = threading.local()
+        # Keras hands its own optimizers the variable of one device, and ours the Keras variable.
+        self._positions = {}
+        for position, v in enumerate(variables):
+            for alias in (v, v.value, *strategy.experimental_local_results(v.value)):
+                self._positions[id(alias)] = position
+        self._plain = None
+        self._not_due = STEPS_BEFORE_THE_SECOND_TRACE if self.model.run_eagerly else 0
+        self._held = held
+
+    def _all_tallies(self):
+        return [*self._counted.values(), *([self._activations.tallies] if self._activations is not None else [])]
 
     def on_epoch_begin(self, epoch, logs=None):
         self._start.assign(ops.cast(self._optimizer.iterations, "int64") if self.every == "epoch" else 0)
@@ -151,7 +165,9 @@ class Histograms(keras.callbacks.Callback):
             return
         ahead = self._batches_before_epoch + batch + self.model.steps_per_execution - 1 - self._seen_at
         window = accumulation_steps(self.model.optimizer)
-        if self._seen + (ahead + window - 1) // window >= self._due:
+        due = self._seen + (ahead + window - 1) // window >= self._due
+        if due or self._not_due < STEPS_BEFORE_THE_SECOND_TRACE:
+            self._not_due += not due
             self.model.train_function = self._counting_function()
 
     def on_train_batch_end(self, batch, logs=None):
@@ -299,53 +315,73 @@ class Histograms(keras.callbacks.Callback):
                 stack.enter_context(self._activations)
             if self._counted:
                 stack.callback(replace(self._optimizer, "update_step", self._update_step))
+                stepping = stepping_optimizer(self.model.optimizer)
+                stack.callback(replace(stepping, method_of_all_updates(stepping), self._all_updates))
             yield
 
     def _counts_now(self):
         done = ops.cast(self._optimizer.iterations, "int64") - self._start
         return ops.equal(done % self._stride, 0)
 
+    def _all_updates(self, plain, *args, **kwargs):
+        # Around all the calls of update_step that are made in one graph, whose values are counted together.
+        values = self._updates.values = {kind: {} for kind in self._counted}
+        try:
+            plain(*args, **kwargs)
+        finally:
+            self._updates.values = None
+        self._count(values)
+
     def _update_step(self, plain, gradient, variable, learning_rate):
         # Traced into the compiled step, with the gradient that the optimizer is about to use.
         position = self._positions.get(id(variable))
-        if position is None:
+        together = getattr(self._updates, "values", None)
+        if position is None or (together and position in next(iter(together.values()))):  # of another device
             plain(gradient, variable, learning_rate)
             return
-        counts_now = self._counts_now()
-        if "gradients" in self._counted:
-            self._counted["gradients"][position].add_if(counts_now, lambda: self._tally(_tallies.flat(gradient)))
-        if "updates" not in self._counted:
+        values = {kind: {} for kind in self._counted} if together is None else together
+        if "gradients" in values:
+            values["gradients"][position] = self._tf.convert_to_tensor(gradient)  # of an embedding it is sparse
+        if "updates" in values:
+            before = self._tf.identity(variable)
             plain(gradient, variable, learning_rate)
-            return
-        before = self._tf.identity(variable)
-        plain(gradient, variable, learning_rate)
-        self._counted["updates"][position].add_if(counts_now, lambda: self._tally(_tallies.flat(variable - before)))
+            values["updates"][position] = variable - before
+        else:
+            plain(gradient, variable, learning_rate)
+        if together is None:  # an optimizer that takes its steps in a way of its own
+            self._count(values)
+
+    def _count(self, values):
+        for kind, of_kind in values.items():
+            if of_kind:
+                self._counted[kind].add_if(self._counts_now(), list(of_kind.values()), list(of_kind))
 
     def _write(self):
         step = int(ops.convert_to_numpy(self._optimizer.iterations))
-        taken, weights = self._read()
-        values = {"weights": weights}
-        for kind in self._counted:
-            values[kind], taken = taken[: len(self._variables)], taken[len(self._variables) :]
         records = []
         for kind in self.what:
             if kind == "activations":
-                records += self._activation_records(step, taken)
-                continue
-            of_variables = zip(self._variables, self._paths, values[kind], strict=True)
-            for v, path, (counts, moments) in of_variables:
-                if counts.sum():
-                    records.append(_record(kind, path, v.shape, step, counts, moments))
+                records += self._activation_records(step)
+            elif self._variables:
+                counts, moments = self._weights() if kind == "weights" else self._counted[kind].take()
+                for i, (v, path) in enumerate(zip(self._variables, self._paths, strict=True)):
+                    if counts[i].sum():
+                        records.append(_record(kind, path, v.shape, step, counts[i], moments[i]))
         self.history += records
         if self._writer is not None:
             with self._writer.as_default(step=step):
                 for record in records:
                     _write_summaries(record, self._tf)
 
-    def _activation_records(self, step, taken):
-        if not taken:
+    def _weights(self):
+        values = [ops.convert_to_tensor(v) for v in self._variables]
+        return [ops.convert_to_numpy(x) for x in _tallies.tally(values, range(len(values)), len(values))]
+
+    def _activation_records(self, step):
+        if self._activations is None:
             return []
         records = []
+        taken = zip(*self._activations.tallies.take(), strict=True)
         for (path, layer), (counts, moments, (saturated, units), alive) in zip(
             self._activations.layers, taken, strict=True
         ):

@@ -43,6 +43,7 @@ PRIVATE_HOOKS = (
     "_apply_weight_decay",
     "_backend_update_step",
     "_check_variables_are_known",
+    "_distributed_tf_update_step",
     "_distribution_strategy",
     "_filter_empty_gradients",
     "_get_current_learning_rate",
@@ -622,6 +623,11 @@ def follows_the_protocol(optimizer):
     kind, base = type(optimizer), keras.optimizers.Optimizer
     same_apply = kind.apply is base.apply and kind._backend_update_step is base._backend_update_step
     return same_apply or isinstance(optimizer, (AggregatedOptimizer, keras.optimizers.Nadam))
+
+
+def method_of_all_updates(optimizer):
+    """The name of the method within which an optimizer's `apply` updates all variables, in one graph."""
+    return "_move" if isinstance(optimizer, AggregatedOptimizer) else "_distributed_tf_update_step"
 
 
 def decays_in_its_own_way(optimizer):

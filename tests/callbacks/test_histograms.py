@@ -13,8 +13,9 @@ from tests import reference, runs, zoo
 
 
 def counted(values):
-    counts, moments = module.tally(tf.constant(values, tf.float32))
-    np.testing.assert_array_equal(counts, module.tally(tf.constant(values, tf.float32), module.count_for_xla)[0])
+    values = tf.constant(values, tf.float32)
+    (counts,), (moments,) = module.tally([values], [0], 1)
+    np.testing.assert_array_equal(counts, module.tally([values], [0], 1, module.count_for_xla)[0][0])
     return counts.numpy(), moments.numpy()
 
 
@@ -56,6 +57,37 @@ def test_the_edges_enclose_what_the_bins_count():
     for value in (3e-5, -0.2, 70.0, -4e-9):
         slot = int(np.flatnonzero(counted([value])[0])[0])
         assert edges[slot] <= value <= edges[slot + 1]
+
+
+@pytest.mark.parametrize("static", [True, False])
+@pytest.mark.parametrize("xla", [False, True])
+def test_tensors_together_are_counted_as_each_alone(static, xla, monkeypatch):
+    """Of any shape and type, in several packs, with a position that comes twice, one that is empty and one left out."""
+    monkeypatch.setattr(module, "AT_ONCE", 2000)
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape) for shape in [(3, 5), (1000,), (), (0, 4), (40, 100), (7,)]]
+    arrays[0][0, 0], arrays[1][3] = np.inf, np.nan
+    arrays[5][:] = np.nan
+    positions = [4, 0, 1, 2, 0, 5]
+    tensors = [tf.constant(a, "float64" if a.ndim == 1 else "float32") for a in arrays]
+    shapes = [t.shape if static or not t.shape.rank else [None, *t.shape[1:]] for t in tensors]
+    signature = [tf.TensorSpec(shape, t.dtype) for shape, t in zip(shapes, tensors, strict=True)]
+
+    @tf.function(input_signature=signature, jit_compile=xla)
+    def together(*values):
+        return module.tally(values, positions, 7, module.count_for_xla if xla else module.count)
+
+    counts, moments = (x.numpy() for x in together(*tensors))
+    for position in range(7):
+        mine = [a.ravel() for a, p in zip(arrays, positions, strict=True) if p == position]
+        values = np.concatenate([*mine, []]).astype("float32")
+        np.testing.assert_array_equal(counts[position], reference.log_histogram(values))
+        finite = values[np.isfinite(values)].astype("float64")
+        if finite.size:
+            wanted = (finite.min(), finite.max(), finite.sum(), (finite**2).sum())
+            np.testing.assert_allclose(moments[position], wanted, rtol=1e-6, atol=1e-5)
+        else:
+            np.testing.assert_array_equal(moments[position], module.NO_MOMENTS)
 
 
 def run_with(
@@ -191,7 +223,10 @@ def test_patterns_and_layers_choose():
         run_with(options={"layers": "flatten", "what": "gradients"})
 
 
-def test_training_is_not_changed():
+@pytest.mark.parametrize("steps", [0, 1, 100])
+def test_training_is_not_changed(steps, monkeypatch):
+    """Whether or not steps that are not due run the function that counts."""
+    monkeypatch.setattr(public, "STEPS_BEFORE_THE_SECOND_TRACE", steps)
     plain = runs.train(lambda: kt.LAMB(0.05), epochs=1)
     _, watched = run_with(optimizer=lambda: kt.LAMB(0.05), every=2)
     runs.assert_same_weights(plain, watched, 0)
@@ -263,6 +298,59 @@ class Stop(keras.callbacks.Callback):
 
 def state_of(model):
     return [keras.ops.convert_to_numpy(v) for v in [*model.weights, *model.optimizer.variables]]
+
+
+def operations_of_a_step(depth, callback=None):
+    """The number of operations of a network's training step, with those of the functions that it calls."""
+    model = keras.Sequential([keras.Input((4,)), *(keras.layers.Dense(4, "relu") for _ in range(depth))])
+    model.compile("sgd", "mse")
+    model.optimizer.build(model.trainable_variables)
+    step = tf.function(lambda x: model.train_step((x, x)), [tf.TensorSpec([None, 4])])
+    if callback is None:
+        graph = step.get_concrete_function().graph
+    else:
+        callback.set_model(model)
+        callback.on_train_begin()
+        with callback._attached():
+            graph = step.get_concrete_function().graph
+        callback.on_train_end()
+    graph = graph.as_graph_def()
+    return len(graph.node) + sum(len(function.node_def) for function in graph.library.function)
+
+
+def test_the_graph_of_the_step_that_counts_grows_little_with_the_depth():
+    """A layer with its two variables, in all four kinds, adds less than 45 operations to the 19 that it has."""
+    plain = operations_of_a_step(20) - operations_of_a_step(10)
+    watched = operations_of_a_step(20, kt.callbacks.Histograms()) - operations_of_a_step(10, kt.callbacks.Histograms())
+    assert watched - plain < 10 * 45
+
+
+def test_the_next_fit_of_the_same_model_traces_nothing(monkeypatch):
+    traces = []
+    monkeypatch.setattr(module, "tally", lambda *args, plain=module.tally: traces.append(args) or plain(*args))
+    model = runs.small_network()
+    x, y = runs.images()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss)
+    histograms = kt.callbacks.Histograms(every=1, what=("gradients", "updates", "activations"))
+
+    def fit(*others):
+        traces.clear()
+        known = len(histograms.history)
+        model.fit(x[:16], y[:16], batch_size=8, verbose=0, callbacks=[histograms, *others])
+        return len(traces), histograms.history[known:]
+
+    first, second = fit(), fit()
+    assert first[0] > 0
+    assert second[0] == 0
+    assert [r["counts"].sum() for r in first[1]] == [r["counts"].sum() for r in second[1]]
+    with pytest.raises(KeyboardInterrupt):
+        fit(Stop())  # leaves a step that nobody has written
+    assert [r["counts"].sum() for r in fit()[1]] == [r["counts"].sum() for r in first[1]]
+    model.layers[0].trainable = False
+    model.compile(keras.optimizers.SGD(0.1), loss)
+    assert fit()[0] > 0
+    assert {r["path"] for r in histograms.history[-8:]} < {r["path"] for r in first[1]}
 
 
 @pytest.mark.parametrize(
