@@ -13,7 +13,7 @@ EXACT = {
 }  # fmt: skip
 
 
-@keras.saving.register_keras_serializable(package="tests")
+@keras.saving.register_keras_serializable(package="test_scaled_activation")
 def squared_relu(x):
     return keras.ops.square(keras.ops.relu(x))
 

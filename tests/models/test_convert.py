@@ -350,7 +350,7 @@ def test_what_is_shared_stays_shared():
 
 
 def test_wrappers_of_any_layer_are_converted_inside_and_others_are_kept_with_the_reason():
-    @keras.saving.register_keras_serializable(package="tests")
+    @keras.saving.register_keras_serializable(package="test_convert")
     class Block(layers.Layer):
         def __init__(self, **kwargs):
             super().__init__(**kwargs)
@@ -395,7 +395,7 @@ def test_a_layer_shared_with_one_that_is_not_opened_is_refused():
 
 
 def test_a_class_and_a_function_give_the_new_layer():
-    @keras.saving.register_keras_serializable(package="tests")
+    @keras.saving.register_keras_serializable(package="test_convert")
     class Doubled(layers.Conv2D):
         def call(self, x):
             return 2 * super().call(x)

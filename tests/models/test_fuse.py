@@ -251,7 +251,7 @@ def test_masks_integer_inputs_and_keyword_arguments():
 
 
 def test_lora_and_what_only_training_needs_are_left_behind(tmp_path):
-    @keras.saving.register_keras_serializable("tests")
+    @keras.saving.register_keras_serializable("test_fuse")
     class Spread(keras.regularizers.Regularizer):
         def __call__(self, x):
             return keras.ops.sum(x)
@@ -359,7 +359,7 @@ def test_seeds_and_moving_statistics_are_not_touched_by_the_comparison():
         np.testing.assert_array_equal(numpy_of(v), value)
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("test_fuse")
 class Own(layers.Layer):
     """A user's layer that folds by itself, if it is told to."""
 
@@ -388,7 +388,7 @@ class Folding(Own):
 def test_layer_of_ones_own_stays_with_a_note_and_folds_if_it_has_the_method():
     fused, report = fuse(sequential((4,), Own(name="mine")), return_report=True)
     assert kinds(fused) == ["Own"]
-    assert report.kept == (("mine (Own)", "tests>Own is not Keras' own: the file loads where it is registered"),)
+    assert report.kept == (("mine (Own)", "test_fuse>Own is not Keras' own: the file loads where it is registered"),)
     model = sequential((4,), Folding(name="mine"), layers.BatchNormalization())
     fused = fuse(model)
     assert kinds(fused) == ["Dense"]

@@ -32,7 +32,7 @@ def functional():
     return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Dropout(0.0)(x)))
 
 
-@keras.saving.register_keras_serializable(package="tests")
+@keras.saving.register_keras_serializable(package="test_jit")
 class Subclassed(keras.Model):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -44,7 +44,7 @@ class Subclassed(keras.Model):
         return self.out(self.hidden(self.flatten(x)))
 
 
-@keras.saving.register_keras_serializable(package="tests")
+@keras.saving.register_keras_serializable(package="test_jit")
 class OwnStep(Subclassed):
     """With a train_step of its own."""
 

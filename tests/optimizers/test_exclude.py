@@ -54,7 +54,7 @@ def recurrent():
     return keras.Model(inputs, L.TimeDistributed(L.Dense(2))(kt.layers.ReZero(L.Dense(6))(x)))
 
 
-@keras.saving.register_keras_serializable(package="tests")
+@keras.saving.register_keras_serializable(package="test_exclude")
 class Subclassed(keras.Model):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

@@ -32,7 +32,7 @@ def test_any_kind_of_step_will_do(step):
     assert keras.backend.standardize_dtype(schedule(step).dtype) == "float32"
 
 
-@keras.saving.register_keras_serializable(package="tests")
+@keras.saving.register_keras_serializable(package="test_cyclical")
 def halved(x):
     return 0.5 / x
 

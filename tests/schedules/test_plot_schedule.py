@@ -9,7 +9,7 @@ import keras_tricks as kt
 CYCLE = kt.schedules.OneCycle(0.1, 50)
 
 
-@keras.saving.register_keras_serializable(package="tests")
+@keras.saving.register_keras_serializable(package="test_plot_schedule")
 class OneStepAtATime(keras.optimizers.schedules.LearningRateSchedule):
     """A schedule that asks in Python how far it is, and so takes single steps only."""
 
@@ -17,7 +17,7 @@ class OneStepAtATime(keras.optimizers.schedules.LearningRateSchedule):
         return keras.ops.cast(0.1 if int(step) < 20 else 0.01, "float32")
 
 
-@keras.saving.register_keras_serializable(package="tests")
+@keras.saving.register_keras_serializable(package="test_plot_schedule")
 class WrongForSeveral(keras.optimizers.schedules.LearningRateSchedule):
     """A schedule that takes several steps at once, and then means something else."""
 
