@@ -24,6 +24,17 @@ def fresh_start():
     keras.config.set_dtype_policy("float32")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forgotten_graphs():
+    """TensorFlow keeps the graph of every custom gradient for ever, and a large heap makes all later tests slower."""
+    yield
+    from tensorflow.python.framework import ops
+
+    gradients = ops.gradient_registry._registry
+    for name in [name for name in gradients if name.startswith("CustomGradient-")]:
+        del gradients[name]
+
+
 @pytest.fixture(params=[1, 2], ids=["1-device", "2-replicas"])
 def replicas(request):
     return request.param

@@ -10,7 +10,7 @@ from tests import runs, zoo
 # Each has something that the others do not: attention with a mask, loops, several outputs, statistics, added losses,
 # a step of its own, layers in layers.
 QUICK = (
-    *("token_classifier", "bidirectional_lstm", "two_inputs_two_outputs", "own_train_step", "variational_autoencoder"),
+    *("token_classifier", "gru_tagger", "two_inputs_two_outputs", "own_train_step", "variational_autoencoder"),
     *("adversarial", "preprocessing", "backbone_and_head"),
 )
 

@@ -10,23 +10,27 @@ import pytest
 import keras_tricks as kt
 from keras_tricks import catalog
 from tests import zoo
+from tests.test_contract_jit import QUICK as TRAINED_UNDER_JIT
 
 OPTIMIZERS = [t for t in catalog.TRICKS if t.kind == "optimizer" and t.make]
 CONDITIONS = [("graph", 2), ("xla", 1), ("xla", 2), ("graph", 1)]
 
 
 def rows():
-    """Network, optimizer and condition: each network once, each optimizer under each condition, the rest slow.
+    """Network, optimizer and condition: each optimizer once, on networks that test_contract_jit.py leaves to here.
 
-    The networks that take XLA seconds are on replicas here, and under XLA in test_contract_jit.py. That each optimizer
-    takes a right step with the gradients of each network is tested without training, in test_contract_optimizers.py.
+    The rest is slow. That each optimizer takes a right step with the gradients of each network is tested without
+    training, in test_contract_optimizers.py.
     """
-    for i, network in enumerate(zoo.NETWORKS.values()):
+    left = [n for n in zoo.select(without={zoo.LARGE}) if n.name not in TRAINED_UNDER_JIT]
+    quick = {}
+    for i, network in enumerate(left):
+        wanted = CONDITIONS[i % len(CONDITIONS)]
+        quick[network.name] = OPTIMIZERS[i % len(OPTIMIZERS)], wanted if applies(network, *wanted) else ("graph", 1)
+    for network in zoo.NETWORKS.values():
         conditions = [c for c in CONDITIONS if applies(network, *c)]
-        wanted = CONDITIONS[i // len(OPTIMIZERS)]
-        quick = OPTIMIZERS[i % len(OPTIMIZERS)], wanted if wanted in conditions else ("graph", 1)
         for optimizer, condition in itertools.product(OPTIMIZERS, conditions):
-            is_quick = (optimizer, condition) == quick and not network.is_(zoo.LARGE)
+            is_quick = quick.get(network.name) == (optimizer, condition)
             name = f"{network}-{optimizer.name}-{condition[0]}-{condition[1]}"
             yield pytest.param(network, optimizer, *condition, marks=() if is_quick else pytest.mark.slow, id=name)
 

@@ -1,12 +1,14 @@
 import numpy as np
+import pytest
 
 from tests import backends, runs
 
 
-def test_training_ends_where_it_does_on_tensorflow(tmp_path):
-    code = "import sys, numpy; from tests import backends; numpy.savez(sys.argv[1], **backends.results())"
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_training_ends_where_it_does_on_tensorflow(whole, tmp_path):
+    code = f"import sys, numpy; from tests import backends; numpy.savez(sys.argv[1], **backends.results({whole}))"
     runs.on_jax(code, tmp_path / "jax.npz")
-    jax, tensorflow = np.load(tmp_path / "jax.npz"), backends.results()
+    jax, tensorflow = np.load(tmp_path / "jax.npz"), backends.results(whole)
     assert set(jax) == set(tensorflow)
     assert len(tensorflow) >= 10
     for name, weights in tensorflow.items():

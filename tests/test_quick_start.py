@@ -13,10 +13,12 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_everything_at_once_trains_draws_saves_and_reloads(tmp_path):
-    result = run("--steps", 10, "--replicas", 2, "--precision", "mixed_float16", "--xla", "--out", tmp_path)
+@pytest.mark.parametrize("xla", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_everything_at_once_trains_draws_saves_and_reloads(xla, tmp_path):
+    arguments = ("--steps", 10, "--replicas", 2, "--precision", "mixed_float16", "--out", tmp_path)
+    result = run(*arguments, *(["--xla"] if xla else []))
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "digits, 2 replica(s), mixed_float16, XLA" in result.stdout
+    assert "digits, 2 replica(s), mixed_float16" + ", XLA" * xla in result.stdout
     assert "In accuracy the tricks" in result.stdout
     assert "predictions equal" in result.stdout
     assert (tmp_path / "gradients.png").stat().st_size > 5000

@@ -62,9 +62,12 @@ def _layers_of(variables):
     are asked, once, when the optimizer is built.
     """
     wanted = {id(v) for v in variables}
-    owners = {}
+    owners, are_layers = {}, {}
     for candidate in gc.get_objects():
-        if issubclass(type(candidate), keras.layers.Layer):  # isinstance would ask proxies what they pretend to be
+        kind = type(candidate)  # isinstance would ask proxies what they pretend to be
+        if kind not in are_layers:  # millions of objects, of a few thousand classes
+            are_layers[kind] = issubclass(kind, keras.layers.Layer)
+        if are_layers[kind]:
             owners |= {id(value): candidate for value in vars(candidate).values() if id(value) in wanted}
     if gc.get_freeze_count() and any(id(v) not in owners and len(v.shape) > 1 for v in variables):
         warnings.warn(

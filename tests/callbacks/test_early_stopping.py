@@ -71,7 +71,7 @@ def test_the_references_themselves_stop_at_all():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.floats(-2, 2, width=32), min_size=1, max_size=14),
+    st.lists(st.floats(-2, 2, width=32, allow_subnormal=False), min_size=1, max_size=14),  # 0 for TensorFlow
     st.integers(0, 4),
     st.sampled_from([0, 0.25]),
     st.sampled_from(["min", "max"]),

@@ -114,7 +114,7 @@ def test_what_was_left_out_before_saving_is_left_out_after_loading(make, entries
     expected = left_out(inner)
     assert sum(expected) == count
     model.save(tmp_path / "m.keras")
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)
     loaded = keras.models.load_model(tmp_path / "m.keras")
     assert left_out(loaded.optimizer.inner_optimizer) == expected
     assert loaded.optimizer.inner_optimizer.adapted == inner.adapted == [not out for out in expected]
@@ -153,7 +153,7 @@ def test_a_path_that_several_variables_have_is_not_guessed(tmp_path):
 
 
 def test_the_config_is_to_be_read():
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)
     model = sequential()
     optimizer = kt.LAMB(exclude_from_weight_decay=[model.layers[2], "dense/kernel"])
     optimizer.build(model.trainable_variables)
