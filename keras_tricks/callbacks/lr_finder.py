@@ -567,7 +567,7 @@ def _curve(learning_rates, losses):
 
 def _check_rate(optimizer):
     """The schedule of the optimizer, or None if its rate can be set."""
-    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+    if isinstance(optimizer, getattr(keras.optimizers, "MultiOptimizer", ())):  # Keras has it since 3.15
         raise ValueError(
             "LRFinder moves one learning rate, but MultiOptimizer has several. Compile the model with one of its "
             "optimizers for the test, or freeze the variables of the others."

@@ -59,7 +59,7 @@ class ExtendedBatchNormalization(keras.layers.BatchNormalization):
 
     def __init__(self, *args, synchronized=False, **kwargs):
         super().__init__(*args, synchronized=synchronized, **kwargs)
-        if self.renorm:
+        if getattr(self, "renorm", False):  # Keras has it since 3.14
             raise ValueError(
                 "`ExtendedBatchNormalization` has no batch renormalisation: its correction is made for one variance a "
                 "channel. Use `renorm=False`, or `keras.layers.BatchNormalization(renorm=True)`."

@@ -404,7 +404,8 @@ def _cannot_be_asymmetric(layer):
 
 
 def _cannot_extend(layer):
-    return "it has renorm=True, which ExtendedBatchNormalization does not have" if layer.renorm else None
+    renorm = getattr(layer, "renorm", False)  # Keras has it since 3.14
+    return "it has renorm=True, which ExtendedBatchNormalization does not have" if renorm else None
 
 
 _Named = collections.namedtuple("_Named", "classes carry obstacle arguments")
