@@ -7,6 +7,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # of their time. `make test-all` leaves it on.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
+# `make test` has a process for each core, and the networks are too small to share one's work among threads.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+
 import keras
 import pytest
 import tensorflow as tf

@@ -93,6 +93,7 @@ def test_exported_as_a_saved_model_it_computes_the_same(trick, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated:UserWarning")
+@pytest.mark.slow
 def test_exported_for_small_devices_it_computes_the_same(trick_of_each_kind, tmp_path):
     model = network_of(trick_of_each_kind)()
     x, _ = data_of(trick_of_each_kind)

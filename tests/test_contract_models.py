@@ -11,6 +11,12 @@ import keras_tricks as kt
 from tests import zoo
 
 GRAPHS = [n if not n.is_(zoo.LARGE) else pytest.param(n, marks=pytest.mark.slow) for n in zoo.select(zoo.GRAPH)]
+# What saves or trains takes seconds, so each network is quick in one of the tests that do: in turns, recomputed or in a
+# chain, which recomputes too.
+SMALL = zoo.select(zoo.GRAPH, without={zoo.LARGE})
+IN_TURNS = [
+    [n if n in SMALL[i::2] else pytest.param(n, marks=pytest.mark.slow) for n in zoo.select(zoo.GRAPH)] for i in (0, 1)
+]
 CODE = [n for n in zoo.NETWORKS.values() if not n.is_(zoo.GRAPH)]
 
 STANDARDIZED = dict.fromkeys([layers.Conv1D, layers.Conv2D, layers.DepthwiseConv2D, layers.Dense], "ws_conv")
@@ -94,7 +100,7 @@ def converted(model, tricks):
         return None
 
 
-@pytest.mark.parametrize("network", GRAPHS, ids=str)
+@pytest.mark.parametrize("network", IN_TURNS[0], ids=str)
 def test_recomputed_it_is_the_same_model(network, tmp_path):
     x = batch(network)[0]
     model = made(network)
@@ -143,7 +149,7 @@ def test_converted_it_computes_the_same_or_trains_on(network, tmp_path):
             assert np.isfinite(loss).all()
 
 
-@pytest.mark.parametrize("network", GRAPHS, ids=str)
+@pytest.mark.parametrize("network", IN_TURNS[1], ids=str)
 def test_a_chain_of_them_ends_in_the_same_plain_model(network):
     x = batch(network)[0]
     model = made(network)

@@ -56,7 +56,7 @@ def trained(head, mode="graph", replicas=1, precision="float32", loss=LOSSES[0])
         ("graph", 1, "float32"),
         ("graph", 2, "mixed_bfloat16"),
         runs.slow("xla", 1, "float32"),
-        ("xla", 2, "float32"),
+        runs.slow("xla", 2, "float32"),
         runs.slow("xla", 2, "mixed_bfloat16"),
     ],
 )
