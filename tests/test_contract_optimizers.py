@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import keras_tricks as kt
 from keras_tricks import catalog
-from keras_tricks.callbacks._innermost import stepping_optimizer
+from keras_tricks._keras.optimizers import stepping_optimizer
 from tests import runs, zoo
 
 OPTIMIZERS = [t for t in catalog.TRICKS if t.kind == "optimizer" and t.make]

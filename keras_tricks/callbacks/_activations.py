@@ -13,7 +13,7 @@ import threading
 import keras
 import numpy as np
 
-from keras_tricks.callbacks._patches import replace
+from keras_tricks._keras.patches import replace
 from keras_tricks.callbacks._tallies import LocalTallies, count, count_for_xla
 
 # Of one example's output at most so many values are binned, evenly spaced. Whole outputs of convolutions are hundreds

@@ -13,9 +13,9 @@ import keras
 from keras import ops
 
 from keras_tricks._arguments import check_number
-from keras_tricks._strategy import scope_of
-from keras_tricks.callbacks._innermost import innermost_optimizer, stepping_optimizer
-from keras_tricks.callbacks._patches import Replacements, replace
+from keras_tricks._keras.optimizers import innermost_optimizer, stepping_optimizer
+from keras_tricks._keras.patches import Replacements, replace
+from keras_tricks._keras.replicas import scope_of
 
 
 class CyclicLR(keras.callbacks.Callback):

@@ -9,8 +9,8 @@ the loss, so that they change in a compiled step. The same for sampling: `data.c
 import keras
 
 from keras_tricks._arguments import check_count
-from keras_tricks._strategy import scope_of
-from keras_tricks.callbacks._patches import Replacements
+from keras_tricks._keras.patches import Replacements
+from keras_tricks._keras.replicas import scope_of
 from keras_tricks.losses._class_loss import ClassCountsLoss
 from keras_tricks.losses.class_balanced import check_beta, class_balanced_weights
 

@@ -22,9 +22,9 @@ import numpy as np
 from keras import ops
 
 from keras_tricks._arguments import check_count
+from keras_tricks._keras.optimizers import accumulation_steps, innermost_optimizer, stepping_optimizer
+from keras_tricks._keras.patches import Replacements, replace
 from keras_tricks.callbacks import _activations, _diagnosis, _tallies
-from keras_tricks.callbacks._innermost import accumulation_steps, innermost_optimizer, stepping_optimizer
-from keras_tricks.callbacks._patches import Replacements, replace
 from keras_tricks.optimizers._aggregated import method_of_all_updates
 
 KINDS = ("weights", "gradients", "updates", "activations")

@@ -21,10 +21,10 @@ import numpy as np
 from keras import ops
 
 from keras_tricks._arguments import check_count, check_flag, check_number
-from keras_tricks._strategy import scope_of
-from keras_tricks.callbacks._innermost import accumulation_steps, innermost_optimizer
-from keras_tricks.callbacks._patches import Replacements
-from keras_tricks.models._restored import attributes_restored, copies, remember
+from keras_tricks._keras.optimizers import accumulation_steps, innermost_optimizer
+from keras_tricks._keras.patches import Replacements
+from keras_tricks._keras.replicas import scope_of
+from keras_tricks._keras.snapshot import attributes_restored, copies, remember
 
 _SHORTEST = 5  # points; a curve with fewer says nothing
 _CLEARLY = 5.0  # standard deviations; the lowest of many noisy values is far below their mean

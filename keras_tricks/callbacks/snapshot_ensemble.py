@@ -15,9 +15,9 @@ import keras
 import numpy as np
 
 from keras_tricks._arguments import check_count
-from keras_tricks.callbacks._innermost import accumulation_steps, innermost_optimizer
+from keras_tricks._keras.optimizers import accumulation_steps, innermost_optimizer
+from keras_tricks._keras.snapshot import remember_variables, sync
 from keras_tricks.callbacks._state import unfinished
-from keras_tricks.models._restored import remember_variables, sync
 from keras_tricks.schedules import CyclicalLearningRate
 
 

@@ -20,11 +20,11 @@ import numpy as np
 from keras import ops
 
 from keras_tricks._arguments import check_count, check_flag, check_number
-from keras_tricks._strategy import scope_of
-from keras_tricks.callbacks._innermost import accumulation_steps, innermost_optimizer
-from keras_tricks.callbacks._patches import Replacements, replace
+from keras_tricks._keras.optimizers import accumulation_steps, innermost_optimizer
+from keras_tricks._keras.patches import Replacements, replace
+from keras_tricks._keras.replicas import scope_of
+from keras_tricks._keras.snapshot import remember_variables
 from keras_tricks.callbacks._state import averaging_of, is_float, load_arrays, save_arrays, set_averaging
-from keras_tricks.models._restored import remember_variables
 
 
 class WeightAveraging(keras.callbacks.Callback):

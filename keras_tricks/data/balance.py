@@ -17,9 +17,9 @@ arXiv:1908.03195.
 import numpy as np
 
 from keras_tricks._arguments import check_count, check_number
-from keras_tricks._class_counts import as_class_counts
-from keras_tricks.data._element import require_dataset, require_tensorflow, tf
-from keras_tricks.data._labels import label_batches, one_label
+from keras_tricks._labels.class_counts import as_class_counts
+from keras_tricks._labels.elements import require_dataset, require_tensorflow, tf
+from keras_tricks._labels.labels import label_batches, one_label
 
 _BATCH = 128  # the size of batch that the automatic shuffle buffer spreads the repeats over
 

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable
 
 from keras_tricks._arguments import check_count, check_number
-from keras_tricks.data._element import called_with, flat_values, label_of, picked, require_tensorflow, tf
+from keras_tricks._labels.elements import called_with, flat_values, label_of, picked, require_tensorflow, tf
 
 # What a corrupt element causes; not what a machine in trouble does, nor an iterator that is given up.
 _FAILURES = tf and (

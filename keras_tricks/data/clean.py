@@ -12,8 +12,8 @@ import itertools
 import logging
 
 from keras_tricks._arguments import check_flag
+from keras_tricks._labels.elements import called_with, require_dataset, require_tensorflow, tf
 from keras_tricks.data import checks as ready_checks
-from keras_tricks.data._element import called_with, require_dataset, require_tensorflow, tf
 
 _KEPT = -1  # what stands for "no check fails"
 _TOLD = 10  # positions that a sentence names

@@ -10,7 +10,7 @@ import fractions
 import math
 
 from keras_tricks._arguments import check_count, check_number
-from keras_tricks.data._element import require_dataset, require_tensorflow, tf
+from keras_tricks._labels.elements import require_dataset, require_tensorflow, tf
 
 # Elements up to this many bytes are copied, larger ones repeated by reference: the two cost the same at 12 to 24 kB.
 _SMALL = 8192

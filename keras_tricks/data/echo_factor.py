@@ -16,8 +16,8 @@ import time
 import keras
 
 from keras_tricks._arguments import check_count, check_flag, check_number
-from keras_tricks.data._element import require_dataset, require_tensorflow, tf
-from keras_tricks.models._restored import restored
+from keras_tricks._keras.snapshot import restored
+from keras_tricks._labels.elements import require_dataset, require_tensorflow, tf
 
 _LOOK = 0.02  # seconds between two looks at the clock
 _MANY = 10**9  # elements, more than are ever drawn

@@ -9,8 +9,8 @@ Cao et al., 2019, arXiv:1906.07413, whose code gives these very counts (5000, 29
 import numpy as np
 
 from keras_tricks._arguments import check_count, check_number
-from keras_tricks.data._element import require_dataset, require_tensorflow, tf
-from keras_tricks.data._labels import label_batches, one_label
+from keras_tricks._labels.elements import require_dataset, require_tensorflow, tf
+from keras_tricks._labels.labels import label_batches, one_label
 
 
 def make_long_tailed(num_classes, imbalance=100, profile="exp", label=None, seed=0):

@@ -10,8 +10,8 @@ Chou et al., 2020, arXiv:2007.03943. Plain mixup and CutMix are `keras.layers.Mi
 import numpy as np
 
 from keras_tricks._arguments import check_count, check_number
-from keras_tricks._class_counts import as_class_counts
-from keras_tricks.data._element import require_dataset, require_tensorflow, tf
+from keras_tricks._labels.class_counts import as_class_counts
+from keras_tricks._labels.elements import require_dataset, require_tensorflow, tf
 
 
 def remix(class_counts, alpha=1.0, kappa=3.0, tau=0.5, seed=None):

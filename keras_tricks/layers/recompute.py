@@ -15,7 +15,7 @@ import inspect
 import keras
 from keras import ops, tree
 
-from keras_tricks._masks import mask_of, with_mask
+from keras_tricks._keras.masks import mask_of, with_mask
 from keras_tricks.layers._shared import serialized
 
 

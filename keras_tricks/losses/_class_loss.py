@@ -4,9 +4,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_tricks._class_counts import as_class_counts
-from keras_tricks._masks import mask_of, with_mask
-from keras_tricks._targets import Targets, at_the_labels, label_tensor, weights_of
+from keras_tricks._keras.masks import mask_of, with_mask
+from keras_tricks._labels.class_counts import as_class_counts
+from keras_tricks._labels.targets import Targets, at_the_labels, label_tensor, weights_of
 from keras_tricks.losses._logits import logits_of
 
 

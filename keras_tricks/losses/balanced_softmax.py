@@ -10,7 +10,7 @@ with tau 1.
 import keras
 from keras import ops
 
-from keras_tricks._class_counts import log_priors
+from keras_tricks._labels.class_counts import log_priors
 from keras_tricks.losses._class_loss import ClassCountsLoss
 
 

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_tricks._masks import mask_of
-from keras_tricks._targets import Targets, label_tensor, weights_of
+from keras_tricks._keras.masks import mask_of
+from keras_tricks._labels.targets import Targets, label_tensor, weights_of
 
 SUMS = 4096  # over all classes; see MeanRecall
 

@@ -13,8 +13,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_tricks._class_counts import as_class_counts
-from keras_tricks._masks import mask_of
+from keras_tricks._keras.masks import mask_of
+from keras_tricks._labels.class_counts import as_class_counts
 from keras_tricks.metrics._recalls import check_outputs, examine
 from keras_tricks.metrics.shot_accuracy import bounds_in_words, check_bounds, groups_of
 

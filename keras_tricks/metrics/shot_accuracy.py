@@ -9,7 +9,7 @@ The three figures in which results on long-tailed data are given since Liu et al
 import keras
 
 from keras_tricks._arguments import check_count
-from keras_tricks._class_counts import as_class_counts
+from keras_tricks._labels.class_counts import as_class_counts
 from keras_tricks.metrics._recalls import MeanRecall
 
 GROUPS = ("many", "medium", "few")

@@ -21,10 +21,11 @@ import numpy as np
 from keras import ops
 
 from keras_tricks._arguments import check_count, check_number
-from keras_tricks._class_counts import as_class_counts, log_priors
-from keras_tricks._masks import mask_of
-from keras_tricks._strategy import scope_of
-from keras_tricks._targets import Targets, weights_of
+from keras_tricks._keras.masks import mask_of
+from keras_tricks._keras.replicas import scope_of
+from keras_tricks._keras.snapshot import copies
+from keras_tricks._labels.class_counts import as_class_counts, log_priors
+from keras_tricks._labels.targets import Targets, weights_of
 from keras_tricks.layers.normalized_dense import SMALLEST_NORM, NormalizedDense
 from keras_tricks.losses import LDAM, BalancedSoftmax, LogitAdjusted, SparseFocal
 from keras_tricks.models._graph import (
@@ -42,7 +43,6 @@ from keras_tricks.models._graph import (
     unbuilt,
     walk,
 )
-from keras_tricks.models._restored import copies
 from keras_tricks.models.convert import Conversion, Rule
 from keras_tricks.models.jit import CompiledCall, jit
 from keras_tricks.optimizers.loss_scale import LossScaleOptimizer

@@ -13,7 +13,7 @@ import re
 
 import keras
 
-from keras_tricks._strategy import scope_of
+from keras_tricks._keras.replicas import scope_of
 from keras_tricks.layers.ac_conv import ACConv2D
 from keras_tricks.layers.extended_batch_normalization import ExtendedBatchNormalization
 from keras_tricks.layers.rezero import ReZeroAdd

@@ -20,7 +20,7 @@ import threading
 
 import keras
 
-from keras_tricks._masks import mask_of, with_mask
+from keras_tricks._keras.masks import mask_of, with_mask
 
 
 def jit(model):

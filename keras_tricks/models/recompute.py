@@ -23,7 +23,7 @@ import numpy as np
 from keras import tree
 
 from keras_tricks._arguments import check_count
-from keras_tricks._strategy import scope_of
+from keras_tricks._keras.replicas import scope_of
 from keras_tricks.layers.recompute import Recompute
 from keras_tricks.models._graph import (
     builds_as_keras_does,

@@ -4,8 +4,8 @@ import pytest
 import tensorflow as tf
 
 import keras_tricks as kt
+from keras_tricks._keras.snapshot import copies
 from keras_tricks.callbacks import lr_finder
-from keras_tricks.models._restored import copies
 from tests import runs
 
 CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import keras_tricks as kt
-from keras_tricks.data import _labels
+from keras_tricks._labels import labels as module
 
 LABELS = np.repeat(np.arange(3), [20, 12, 4])
 IMAGES = np.arange(36, dtype="float32")[:, None]
@@ -86,7 +86,7 @@ def test_sequences_with_a_single_one_can_be_counted_too():
 
 
 def test_counting_without_a_known_end_says_so_after_a_while(monkeypatch, caplog):
-    monkeypatch.setattr(_labels, "_PATIENCE", -1)
+    monkeypatch.setattr(module, "_PATIENCE", -1)
     unknown = source(LABELS).filter(lambda x, y: True)
     assert kt.data.class_counts(unknown).tolist() == [20, 12, 4]
     assert "36 elements are read, and no end is known" in caplog.text
