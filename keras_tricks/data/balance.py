@@ -17,9 +17,9 @@ arXiv:1908.03195.
 import numpy as np
 
 from keras_tricks._arguments import check_count, check_number
-from keras_tricks._labels.class_counts import as_class_counts
+from keras_tricks._labels.class_counts import as_class_counts, count_labels
 from keras_tricks._labels.elements import require_dataset, require_tensorflow, tf
-from keras_tricks._labels.labels import label_batches, one_label
+from keras_tricks._labels.labels import one_label
 
 _BATCH = 128  # the size of batch that the automatic shuffle buffer spreads the repeats over
 
@@ -53,21 +53,7 @@ def class_counts(dataset, num_classes=None, label=None):
     >>> kt.data.class_counts(dataset, num_classes=4)
     array([1, 0, 3, 0])
     """
-    require_tensorflow("class_counts")
-    num_classes = None if num_classes is None else check_count("num_classes", num_classes)
-    counts = np.zeros(0, np.int64)
-    for labels in label_batches(dataset, label, "class_counts"):
-        if labels.size and (labels.min() < 0 or (num_classes is not None and labels.max() >= num_classes)):
-            wrong = labels.min() if labels.min() < 0 else labels.max()
-            hint = " If it marks padding, leave it out: `label=lambda x, y: y[y >= 0]`." if wrong < 0 else ""
-            allowed = f"0..{'' if num_classes is None else num_classes - 1}"
-            raise ValueError(f"Labels must be in {allowed}. Received a label {wrong}.{hint}")
-        more = np.bincount(labels, minlength=max(len(counts), num_classes or 0))
-        more[: len(counts)] += counts
-        counts = more
-    if not counts.sum():
-        raise ValueError("The dataset has no elements to count.")
-    return counts
+    return count_labels(dataset, num_classes, label)
 
 
 def class_balanced(class_counts, q=0.0, label=None, seed=None, epochs=None, start_epoch=0, shuffle_buffer="auto"):
