@@ -10,8 +10,9 @@ Keras 3.15 clips and accumulates before the all-reduce, which changes the result
 under `MirroredStrategy`. Here each replica sees the aggregated gradient and then takes the same step on its own copy of
 the variables, so nothing needs a merge call inside a condition, and one device, several replicas and XLA agree.
 
-This is the only file that touches hooks of Keras which are not public. `tests/optimizers/test_aggregated.py` names each
-of them, and fails with that name when Keras moves it.
+Beside the ground floor, `_keras`, this is the only file that touches hooks of Keras which are not public; they stand in
+PRIVATE_HOOKS. `tests/optimizers/test_aggregated.py` fails with the name of one that Keras moves, and
+`tests/test_architecture.py` where another file uses one.
 """
 
 import contextlib
@@ -599,11 +600,16 @@ def moment_numbers(optimizer, dtype, bias_correction=True):
     }
 
 
+def schedule_of(optimizer):
+    """The schedule of any Keras optimizer, or None where its rate is a number or a function."""
+    rate = optimizer._learning_rate
+    return rate if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else None
+
+
 def learning_rate_of(optimizer):
     """The learning rate of the optimizer step that comes next, of any Keras optimizer."""
-    if isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-        return optimizer._learning_rate(optimizer.iterations)
-    return optimizer.learning_rate
+    schedule = schedule_of(optimizer)
+    return optimizer.learning_rate if schedule is None else schedule(optimizer.iterations)
 
 
 def check_known(optimizer, variables):

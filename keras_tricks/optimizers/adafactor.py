@@ -16,7 +16,7 @@ import keras
 from keras import ops
 
 from keras_tricks._arguments import check_count, check_flag, check_number
-from keras_tricks.optimizers._aggregated import AggregatedOptimizer, MovableNumber, arithmetic_dtype
+from keras_tricks.optimizers._aggregated import AggregatedOptimizer, MovableNumber, arithmetic_dtype, schedule_of
 from keras_tricks.optimizers._hyperparameter import Hyperparameter
 from keras_tricks.optimizers._reductions import sum_over
 
@@ -125,12 +125,12 @@ class Adafactor(AggregatedOptimizer):
     @property
     def relative_step(self):
         """Whether the rate is computed here: until `learning_rate` is set to something else."""
-        return isinstance(self._learning_rate, _RelativeStep)
+        return isinstance(schedule_of(self), _RelativeStep)
 
     @property
     def warmup_init(self):
         """Whether the relative step begins small."""
-        return self.relative_step and self._learning_rate.warmup_init
+        return self.relative_step and schedule_of(self).warmup_init
 
     def build(self, variables):
         if self.built:
