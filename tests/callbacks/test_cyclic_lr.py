@@ -62,9 +62,9 @@ def test_rate_and_momentum_move_at_every_step(mode, replicas, momentum, steps_pe
     "optimizer",
     [
         lambda: keras.optimizers.Adam(0.01),
-        lambda: keras.optimizers.RMSprop(0.01, momentum=0.5),
+        runs.slow(lambda: keras.optimizers.RMSprop(0.01, momentum=0.5)),
         lambda: keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
-        lambda: kt.LAMB(0.01),
+        runs.slow(lambda: kt.LAMB(0.01)),  # as the accumulating one
         lambda: kt.LossScaleOptimizer(kt.LAMB(0.01)),
         lambda: kt.LAMB(0.01, gradient_accumulation_steps=2),
     ],

@@ -46,7 +46,7 @@ def by_hand(start_epoch=2, epochs=4):
     [
         runs.slow("eager", 1, "float32", {}),
         ("graph", 1, "float32", {"steps_per_execution": 4}),
-        ("xla", 1, "float32", {}),
+        runs.slow("xla", 1, "float32", {}),
         runs.slow("graph", 2, "float32", {}),
         ("xla", 2, "mixed_float16", {}),
         runs.slow("xla", 2, "mixed_bfloat16", {}),

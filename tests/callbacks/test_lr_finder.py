@@ -209,10 +209,10 @@ CASES = {
 }
 
 
-OWN = "schedule, Keras' own accumulation"  # the wrappers' case is like it
+LIKE_THE_WRAPPERS = ("schedule, Keras' own accumulation", "float16, replicas")
 
 
-@pytest.mark.parametrize("case", [runs.slow(c) if c == OWN else c for c in CASES])
+@pytest.mark.parametrize("case", [runs.slow(c) if c in LIKE_THE_WRAPPERS else c for c in CASES])
 def test_the_model_is_put_back_bit_for_bit(case):
     optimizer, replicas, options = CASES[case]
     if "float16" in case:

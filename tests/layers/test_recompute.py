@@ -84,7 +84,7 @@ def numbers(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
-@pytest.mark.parametrize(("mode", "replicas"), [("eager", 1), ("graph", 2), ("xla", 2), runs.slow("xla", 1)])
+@pytest.mark.parametrize(("mode", "replicas"), [("eager", 1), runs.slow("graph", 2), ("xla", 2), runs.slow("xla", 1)])
 def test_training_is_bit_for_bit_the_same(mode, replicas):
     assert_equal(*both(network, mode=mode, replicas=replicas))
 

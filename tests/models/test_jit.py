@@ -75,7 +75,7 @@ def both(network, replicas, **kwargs):
 @pytest.mark.parametrize(
     ("network", "replicas"),
     [
-        *[(network, 1) for network in (with_state, functional, Subclassed, OwnStep)],
+        *[(with_state, 1), runs.slow(functional, 1), runs.slow(Subclassed, 1), (OwnStep, 1)],
         *[(with_state, 2), runs.slow(functional, 2), runs.slow(Subclassed, 2), runs.slow(OwnStep, 2)],
     ],
 )

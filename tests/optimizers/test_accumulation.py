@@ -126,7 +126,7 @@ def test_the_saved_file_holds_each_state_once(tmp_path):
 
 
 @pytest.mark.parametrize("clip", [{}, {"clipnorm": 0.01}], ids=str)
-@pytest.mark.parametrize(("accumulated", "devices"), [(1, 1), runs.slow(1, 2), (2, 2)])
+@pytest.mark.parametrize(("accumulated", "devices"), [runs.slow(1, 1), runs.slow(1, 2), (2, 2)])
 def test_repeated_rows_of_sparse_gradients_are_merged_first(clip, accumulated, devices):
     def train(optimizer, sparse, **how):
         class Lookup(keras.layers.Layer):
