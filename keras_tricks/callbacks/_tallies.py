@@ -113,7 +113,8 @@ class LocalTallies:
     def take(self):
         """Counts, moments, saturated units and units, and for each layer an array of its channels. They begin anew."""
         counts, moments, saturated, alive = (
-            np.stack([v.numpy() for v in self.strategy.experimental_local_results(v)]) for v in self.variables
+            np.stack([on_device.numpy() for on_device in self.strategy.experimental_local_results(v)])
+            for v in self.variables
         )
         self.reset()
         low, high, total, squares = np.moveaxis(moments, -1, 0)
