@@ -15,6 +15,7 @@ import keras
 from keras import ops
 
 from keras_tricks._arguments import check_number
+from keras_tricks._keras.replicas import sum_over_replicas
 from keras_tricks.layers._signature import with_arguments_of
 
 
@@ -182,15 +183,8 @@ class ExtendedBatchNormalization(keras.layers.BatchNormalization):
         return mean, ops.sum(squares) / ops.maximum(ops.sum(ops.broadcast_to(count, ops.shape(mean))), 1)
 
     def _over_replicas(self, *values):
-        """The sums of the values over all replicas."""
-        if not self.synchronized:
-            return values
-        import tensorflow as tf
-
-        replica = tf.distribute.get_replica_context()
-        if replica is None or replica.num_replicas_in_sync == 1:
-            return values
-        return replica.all_reduce(tf.distribute.ReduceOp.SUM, list(values))
+        """The sums of the values over all replicas, if the layer is synchronized."""
+        return sum_over_replicas(*values) if self.synchronized else values
 
 
 def _require_built(layer):

@@ -15,22 +15,28 @@ PRIVATE_HOOKS. `tests/optimizers/test_aggregated.py` fails with the name of one 
 `tests/test_architecture.py` where another file uses one.
 """
 
-import contextlib
 import difflib
 import math
-import numbers
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_tricks._arguments import check_count, check_flag, check_number
+from keras_tricks._keras.optimizers import (
+    averages_of,
+    decays_in_its_own_way,
+    learning_rate_of,
+    make_readable,
+    native,
+    put_averages_in_place,
+)
+from keras_tricks._keras.replicas import number_of_replicas, sum_of_gradients
 from keras_tricks.optimizers import _exclude, _state
 from keras_tricks.optimizers._exclude import Exclusion
-from keras_tricks.optimizers._hyperparameter import Hyperparameter, tell_if_compiled
+from keras_tricks.optimizers._gradients import of_some_size, of_the_shape, once_there_is
+from keras_tricks.optimizers._hyperparameter import Hyperparameter, check_learning_rate, tell_if_compiled
+from keras_tricks.optimizers._moments import LOW_PRECISION, arithmetic_dtype
 from keras_tricks.optimizers._reductions import sum_of_squares
-
-LOW_PRECISION = ("float16", "bfloat16")
 
 # From so many parameters on, in variables of so many elements on average, XLA takes the optimizer step in a model that
 # is not compiled itself. Measured on CPUs: half the time for the 25 million parameters of ResNet-50 in 161 variables,
@@ -54,7 +60,6 @@ PRIVATE_HOOKS = (
     "_model_variables_moving_average",
     "_overwrite_variable_with_gradient",
     "_overwrite_variables_directly_with_gradients",
-    "_track_variable",
     "_trainable_variables",
     "_u_product",
     "_use_weight_decay",
@@ -85,56 +90,6 @@ def _as_written(method):
     return tf.autograph.experimental.do_not_convert(method)
 
 
-class ScalarVariable(keras.Variable):
-    """A variable that `float()` and `int()` read under a distribution strategy too, where Keras' own raise."""
-
-    def __float__(self):
-        return float(ops.convert_to_numpy(self))
-
-    def __int__(self):
-        return int(ops.convert_to_numpy(self))
-
-
-class MovableNumber:
-    """A hyper-parameter of an optimizer in a variable: setting it, as callbacks do, acts on a compiled step.
-
-    The number that was set last is the variable's `given`, and goes into the config; a schedule that moves the variable
-    itself, with `assign`, leaves it as it was. Both are saved, and after loading it is `given` that acts.
-    """
-
-    def __set_name__(self, owner, name):
-        self.name = name
-
-    def __get__(self, optimizer, owner=None):
-        if optimizer is None:
-            return self
-        try:
-            return vars(optimizer)[f"_{self.name}"]
-        except KeyError:  # TensorFlow's tracking looks before it sets
-            raise AttributeError(self.name) from None
-
-    def __set__(self, optimizer, value):
-        check_number(self.name, value, at_least=0, below=1)
-        if value > 0 and not vars(optimizer).get("has_momentum", True):
-            raise AttributeError(
-                f"`{self.name}` of {type(optimizer).__name__} cannot be set, since the optimizer was built without it "
-                f"and keeps no state for it. Make a new optimizer with {self.name}={value}."
-            )
-        if f"_{self.name}" in vars(optimizer):
-            vars(optimizer)[f"_{self.name}"].assign(value)
-            vars(optimizer)[f"_{self.name}"].given = float(value)
-            return
-        # Wide enough to be the number that was given also where weights are float64.
-        dtype = "float64" if keras.backend.backend() == "tensorflow" else "float32"
-        with keras.name_scope(optimizer.name, caller=optimizer):
-            variable = ScalarVariable(
-                value, dtype=dtype, trainable=False, aggregation="only_first_replica", name=self.name
-            )
-        variable.given = float(value)
-        optimizer._track_variable(variable)
-        vars(optimizer)[f"_{self.name}"] = variable
-
-
 def _check_window(name, value):
     steps = check_count(name, value)
     return None if steps == 1 else steps  # Keras refuses 1, although it only means "do not"
@@ -142,27 +97,6 @@ def _check_window(name, value):
 
 def _check_jit_compile(name, value):
     return value if isinstance(value, str) and value == "auto" else check_flag(name, value)
-
-
-def check_learning_rate(value):
-    """Returns a learning rate that is a number as a float; what is computed must have finite numbers in its config."""
-    if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
-        try:
-            config = value.get_config()
-        except NotImplementedError:  # a schedule that is never saved
-            return value
-        for argument, entry in config.items():
-            for number in keras.tree.flatten(entry):
-                if isinstance(number, numbers.Real) and not isinstance(number, bool):
-                    check_number(f"{argument} of {type(value).__name__}", number)
-        return value
-    if callable(value):
-        return value
-    if not hasattr(value, "dtype") or isinstance(value, np.generic):
-        return check_number("learning_rate", value, at_least=0)
-    with contextlib.suppress(TypeError):  # a tensor of a graph has no value yet
-        check_number("learning_rate", float(value), at_least=0)
-    return value
 
 
 class AggregatedOptimizer(keras.optimizers.Optimizer):
@@ -290,14 +224,14 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             accumulator = self._accumulator()
             grads, variables = self._with_gradients(grads, variables, accumulator)
             grads, variables = (accumulator or self)._overwrite_variables_directly_with_gradients(grads, variables)
-            grads, variables = _of_some_size(grads, variables)
+            grads, variables = of_some_size(grads, variables)
             self._remember_a_trace()
             grads = [ops.cast(g, arithmetic_dtype(g.dtype)) for g in grads]
-            grads = _sum_over_replicas(grads)
-            grads = [_of_the_shape(g, v) for g, v in zip(grads, variables, strict=True)]
+            grads = sum_of_gradients(grads)
+            grads = [of_the_shape(g, v) for g, v in zip(grads, variables, strict=True)]
             if self.loss_scale_factor is not None:
                 grads = [g / self.loss_scale_factor for g in grads]
-            with _once_there_is(grads):
+            with once_there_is(grads):
                 finite = True
                 if number_of_replicas() > 1 and grads:
                     # Keras' loss scaling asks the first replica only, so infinities of the others arrive here.
@@ -506,7 +440,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         """Moves all averages, and on their beat the weights; of the weights only those of this step, in `moves`."""
         # The first step copies the weights; later ones move the average by 1 - ema_momentum.
         momentum = ops.where(ops.equal(rule.iterations, 0), 0.0, rule.ema_momentum)
-        for v, average in zip(rule._trainable_variables, _averages_of(rule), strict=True):
+        for v, average in zip(rule._trainable_variables, averages_of(rule), strict=True):
             if average is None:
                 continue
             value = ops.cast(v, average.dtype)
@@ -565,65 +499,6 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         return super().from_config(_exclude.from_config(config), custom_objects=custom_objects)
 
 
-def arithmetic_dtype(dtype):
-    """The dtype to compute in for a variable of `dtype`: float32, or float64 for float64."""
-    dtype = keras.backend.standardize_dtype(dtype)
-    return "float32" if dtype in LOW_PRECISION else dtype
-
-
-def one_minus_power(beta, step):
-    """1 - beta^step, the correction of an average that began at 0, in the widest float of the backend.
-
-    Written without the cancellation that costs float32 four digits at beta = 0.999 and small steps.
-    """
-    dtype = "float64" if keras.backend.backend() == "tensorflow" else "float32"
-    if isinstance(beta, numbers.Real):
-        log_beta = math.log(beta) if beta else -math.inf
-    else:
-        log_beta = ops.log(ops.cast(beta, dtype))
-    return -ops.expm1(ops.cast(step, dtype) * log_beta)
-
-
-def moment_numbers(optimizer, dtype, bias_correction=True):
-    """What Adam-like rules share: the weight of a new gradient, and what makes their direction from both moments.
-
-    m̂ / (√v̂ + ε) = `factor` · m / (√v + `epsilon`) spares two passes over memory for each variable.
-    """
-    step = optimizer.iterations + 1
-    first = second = 1.0
-    if bias_correction:
-        first, second = one_minus_power(optimizer.beta_1, step), ops.sqrt(one_minus_power(optimizer.beta_2, step))
-    return {
-        "new": ops.cast(1 - optimizer.beta_1, dtype),
-        "factor": ops.cast(second / first, dtype),
-        "epsilon": ops.cast(optimizer.epsilon * second, dtype),
-    }
-
-
-def schedule_of(optimizer):
-    """The schedule of any Keras optimizer, or None where its rate is a number or a function."""
-    rate = optimizer._learning_rate
-    return rate if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else None
-
-
-def learning_rate_of(optimizer):
-    """The learning rate of the optimizer step that comes next, of any Keras optimizer."""
-    schedule = schedule_of(optimizer)
-    return optimizer.learning_rate if schedule is None else schedule(optimizer.iterations)
-
-
-def check_known(optimizer, variables):
-    """Raises ValueError if a built optimizer was not built for one of the variables."""
-    optimizer._check_variables_are_known(variables)
-
-
-def make_readable(optimizer):
-    """Lets `float(optimizer.learning_rate)` and `int(optimizer.iterations)` work under a strategy."""
-    for variable in (optimizer._learning_rate, optimizer._iterations):
-        if type(variable) is keras.Variable:
-            variable.__class__ = ScalarVariable
-
-
 def follows_the_protocol(optimizer):
     """Whether a step of this Keras optimizer is what its `update_step` does, so that others can take it."""
     kind, base = type(optimizer), keras.optimizers.Optimizer
@@ -636,11 +511,6 @@ def method_of_all_updates(optimizer):
     return "_move" if isinstance(optimizer, AggregatedOptimizer) else "_distributed_tf_update_step"
 
 
-def decays_in_its_own_way(optimizer):
-    """Whether the class has replaced Keras' weight decay, as Muon does."""
-    return type(optimizer)._apply_weight_decay is not keras.optimizers.Optimizer._apply_weight_decay
-
-
 def _decay(rule, variables, learning_rate):
     if isinstance(rule, AggregatedOptimizer):
         if not rule.decoupled_weight_decay:
@@ -651,7 +521,7 @@ def _decay(rule, variables, learning_rate):
         return
     else:
         # Keras' patterns meet the variable of the backend; in TensorFlow its name is the whole path.
-        natives = [_native(v) if keras.backend.backend() == "tensorflow" else v for v in variables]
+        natives = [native(v) if keras.backend.backend() == "tensorflow" else v for v in variables]
         decays = [rule.weight_decay if rule.weight_decay and rule._use_weight_decay(v) else 0.0 for v in natives]
     for v, decay in zip(variables, decays, strict=True):
         if decay:
@@ -665,42 +535,6 @@ def _completes_window(accumulator):
 
 def _shrink(limit, norm):
     return limit / ops.maximum(norm, limit)
-
-
-def _native(variable):
-    return variable.value if isinstance(variable, keras.Variable) else variable
-
-
-def _averages_of(optimizer):
-    try:
-        return optimizer._model_variables_moving_average
-    except AttributeError:
-        raise ValueError(
-            f"`use_ema` of {type(optimizer).__name__} was set after it had been built, so it keeps no averages. Make a "
-            "new optimizer with `use_ema=True`."
-        ) from None
-
-
-def put_averages_in_place(optimizer, variables):
-    """Sets each of the variables to its average, if the optimizer keeps one of it.
-
-    Keras takes its averages in the order of the variables that it is given, which is another one when a layer was
-    frozen.
-    """
-    if not (optimizer.built and optimizer.use_ema):
-        return
-    keys = [optimizer._var_key(v) for v in optimizer._trainable_variables]
-    averages = dict(zip(keys, _averages_of(optimizer), strict=True))
-    for v in variables:
-        average = averages.get(optimizer._var_key(v))
-        if average is None:
-            continue
-        if keras.backend.backend() != "tensorflow":
-            v.assign(ops.copy(average))  # a variable that shared its buffer could not be donated
-            continue
-        optimizer._distribution_strategy.extended.update(
-            _native(v), lambda a, b: a.assign(ops.cast(b, a.dtype)), args=(_native(average),)
-        )
 
 
 def _checked(optimizer, kwargs):
@@ -724,76 +558,3 @@ def check_hyperparameters(optimizer):
     for keyword in BASE_KEYWORDS[1:]:
         if getattr(optimizer, keyword, None) is not None:
             check_keyword(keyword, getattr(optimizer, keyword))
-
-
-def _once_there_is(grads):
-    """Where a step is taken: only after a gradient was computed.
-
-    With a dataset of unknown size Keras begins one step more than there are batches. What does not need a gradient
-    (the count, the decay) would be done in it, before the missing batch ends it. The last layer's gradient is there
-    first.
-    """
-    if keras.backend.backend() != "tensorflow" or not grads:
-        return contextlib.nullcontext()
-    import tensorflow as tf
-
-    return tf.control_dependencies(grads[-1:])
-
-
-def _of_some_size(grads, variables):
-    """Without the variables that have no elements, of which there is no mean and nothing to train."""
-    pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if math.prod(v.shape)]
-    return [g for g, _ in pairs], [v for _, v in pairs]
-
-
-def _of_the_shape(gradient, variable):
-    """The gradient with the static shape of its variable, of which a trace may know a part only."""
-    if not keras.backend.is_float_dtype(variable.dtype):
-        raise TypeError(
-            f"Only variables of a floating dtype can be trained. {getattr(variable, 'path', variable.name)} has a "
-            f"gradient, and is of dtype {keras.backend.standardize_dtype(variable.dtype)}."
-        )
-    shape = tuple(variable.shape)
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        if gradient.shape.is_fully_defined() and tuple(gradient.shape) == shape:
-            return gradient
-        if gradient.shape.is_compatible_with(shape):
-            return tf.ensure_shape(gradient, shape)
-    elif tuple(gradient.shape) == shape:
-        return gradient
-    raise ValueError(
-        f"A gradient must have the shape of its variable. {getattr(variable, 'path', variable.name)} has shape "
-        f"{shape}, its gradient {tuple(gradient.shape)}."
-    )
-
-
-def number_of_replicas():
-    """Number of replicas of the strategy in whose scope or replica this is called."""
-    if keras.backend.backend() != "tensorflow":
-        return 1
-    import tensorflow as tf
-
-    return tf.distribute.get_strategy().num_replicas_in_sync
-
-
-def _sum_over_replicas(grads):
-    """Sums over replicas where `tf.distribute` asks for it, and makes sparse gradients dense.
-
-    Rows that a batch looks up twice appear twice in a sparse gradient. They are added here, before anything that is
-    not linear (squares, norms, clipping) sees them.
-    """
-    if keras.backend.backend() != "tensorflow":
-        return grads
-    import tensorflow as tf
-
-    replica_context = tf.distribute.get_replica_context()
-    if replica_context is None:
-        raise RuntimeError(
-            "`optimizer.apply()` was called in a cross-replica context. "
-            "Call it inside of the function that is passed to `strategy.run`, or train with `model.fit`."
-        )
-    if replica_context.num_replicas_in_sync > 1 and grads:
-        grads = replica_context.all_reduce(tf.distribute.ReduceOp.SUM, grads)
-    return [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in grads]

@@ -1,6 +1,15 @@
 """Arguments of an optimizer that are attributes too: checked whenever they are set, and never set without effect."""
 
+import contextlib
+import numbers
 import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_tricks._arguments import check_number
+from keras_tricks._keras.optimizers import ScalarVariable
 
 
 class Hyperparameter:
@@ -53,6 +62,46 @@ class Hyperparameter:
         return self.checker(self.name, value, **self.bounds)
 
 
+class MovableNumber:
+    """A hyper-parameter of an optimizer in a variable: setting it, as callbacks do, acts on a compiled step.
+
+    The number that was set last is the variable's `given`, and goes into the config; a schedule that moves the variable
+    itself, with `assign`, leaves it as it was. Both are saved, and after loading it is `given` that acts.
+    """
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, optimizer, owner=None):
+        if optimizer is None:
+            return self
+        try:
+            return vars(optimizer)[f"_{self.name}"]
+        except KeyError:  # TensorFlow's tracking looks before it sets
+            raise AttributeError(self.name) from None
+
+    def __set__(self, optimizer, value):
+        check_number(self.name, value, at_least=0, below=1)
+        if value > 0 and not vars(optimizer).get("has_momentum", True):
+            raise AttributeError(
+                f"`{self.name}` of {type(optimizer).__name__} cannot be set, since the optimizer was built without it "
+                f"and keeps no state for it. Make a new optimizer with {self.name}={value}."
+            )
+        if f"_{self.name}" in vars(optimizer):
+            vars(optimizer)[f"_{self.name}"].assign(value)
+            vars(optimizer)[f"_{self.name}"].given = float(value)
+            return
+        # Wide enough to be the number that was given also where weights are float64.
+        dtype = "float64" if keras.backend.backend() == "tensorflow" else "float32"
+        begin = lambda shape, dtype: ops.convert_to_tensor(value, dtype)  # noqa: E731
+        variable = optimizer.add_variable(
+            (), initializer=begin, dtype=dtype, aggregation="only_first_replica", name=self.name
+        )
+        variable.__class__ = ScalarVariable
+        variable.given = float(value)
+        vars(optimizer)[f"_{self.name}"] = variable
+
+
 def tell_if_compiled(optimizer, name):
     """Warns that a new value of `name` does not reach steps that are compiled, if there are any."""
     if vars(optimizer).get("has_been_traced"):
@@ -62,3 +111,24 @@ def tell_if_compiled(optimizer, name):
             "mode it acts at once.",
             stacklevel=5,
         )
+
+
+def check_learning_rate(value):
+    """Returns a learning rate that is a number as a float; what is computed must have finite numbers in its config."""
+    if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
+        try:
+            config = value.get_config()
+        except NotImplementedError:  # a schedule that is never saved
+            return value
+        for argument, entry in config.items():
+            for number in keras.tree.flatten(entry):
+                if isinstance(number, numbers.Real) and not isinstance(number, bool):
+                    check_number(f"{argument} of {type(value).__name__}", number)
+        return value
+    if callable(value):
+        return value
+    if not hasattr(value, "dtype") or isinstance(value, np.generic):
+        return check_number("learning_rate", value, at_least=0)
+    with contextlib.suppress(TypeError):  # a tensor of a graph has no value yet
+        check_number("learning_rate", float(value), at_least=0)
+    return value

@@ -2,19 +2,16 @@
 
 import keras
 
+from keras_tricks._keras.optimizers import check_known, decays_in_its_own_way, make_readable
 from keras_tricks.optimizers import _exclude, _state
 from keras_tricks.optimizers._aggregated import (
     BASE_KEYWORDS,
     AggregatedOptimizer,
     check_hyperparameters,
     check_keyword,
-    check_known,
-    check_learning_rate,
-    decays_in_its_own_way,
     follows_the_protocol,
-    make_readable,
 )
-from keras_tricks.optimizers._hyperparameter import tell_if_compiled
+from keras_tricks.optimizers._hyperparameter import check_learning_rate, tell_if_compiled
 
 
 class _OfInner:

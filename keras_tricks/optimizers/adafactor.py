@@ -16,8 +16,10 @@ import keras
 from keras import ops
 
 from keras_tricks._arguments import check_count, check_flag, check_number
-from keras_tricks.optimizers._aggregated import AggregatedOptimizer, MovableNumber, arithmetic_dtype, schedule_of
-from keras_tricks.optimizers._hyperparameter import Hyperparameter
+from keras_tricks._keras.optimizers import schedule_of
+from keras_tricks.optimizers._aggregated import AggregatedOptimizer
+from keras_tricks.optimizers._hyperparameter import Hyperparameter, MovableNumber
+from keras_tricks.optimizers._moments import arithmetic_dtype
 from keras_tricks.optimizers._reductions import sum_over
 
 

@@ -12,7 +12,7 @@ import keras
 from keras import ops
 
 from keras_tricks._arguments import check_number
-from keras_tricks.optimizers._aggregated import ScalarVariable
+from keras_tricks._keras.optimizers import ScalarVariable
 from keras_tricks.optimizers._exclude import Exclusion
 from keras_tricks.optimizers._hyperparameter import Hyperparameter
 from keras_tricks.optimizers._reductions import sum_over

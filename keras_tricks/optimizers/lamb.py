@@ -14,9 +14,10 @@ import keras
 from keras import ops
 
 from keras_tricks._arguments import check_flag, check_number
-from keras_tricks.optimizers._aggregated import AggregatedOptimizer, MovableNumber, arithmetic_dtype, moment_numbers
+from keras_tricks.optimizers._aggregated import AggregatedOptimizer
 from keras_tricks.optimizers._exclude import Exclusion
-from keras_tricks.optimizers._hyperparameter import Hyperparameter
+from keras_tricks.optimizers._hyperparameter import Hyperparameter, MovableNumber
+from keras_tricks.optimizers._moments import arithmetic_dtype, moment_numbers
 
 
 def _check_range(name, clip):

@@ -9,8 +9,8 @@ import keras
 from keras import ops
 
 from keras_tricks._arguments import check_count, check_number
-from keras_tricks.optimizers._aggregated import arithmetic_dtype
 from keras_tricks.optimizers._hyperparameter import Hyperparameter
+from keras_tricks.optimizers._moments import arithmetic_dtype
 from keras_tricks.optimizers._wrapper import OptimizerWrapper
 
 

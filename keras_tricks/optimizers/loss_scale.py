@@ -13,13 +13,10 @@ import keras
 from keras import ops
 
 from keras_tricks._arguments import check_count, check_number
+from keras_tricks._keras.optimizers import make_readable, put_averages_in_place
+from keras_tricks._keras.replicas import number_of_replicas, sum_over_replicas
 from keras_tricks.optimizers import _state
-from keras_tricks.optimizers._aggregated import (
-    AggregatedOptimizer,
-    make_readable,
-    number_of_replicas,
-    put_averages_in_place,
-)
+from keras_tricks.optimizers._aggregated import AggregatedOptimizer
 from keras_tricks.optimizers._wrapper import HandsOn
 
 
@@ -112,14 +109,5 @@ class LossScaleOptimizer(HandsOn, keras.optimizers.LossScaleOptimizer):
     def check_finite(self, grads):
         """True where the gradients of all replicas are finite."""
         finite = super().check_finite(grads)
-        if keras.backend.backend() != "tensorflow":
-            return finite
-        import tensorflow as tf
-
-        replica_context = tf.distribute.get_replica_context()
-        if replica_context.num_replicas_in_sync == 1:
-            return finite
-        bad_replicas = replica_context.all_reduce(
-            tf.distribute.ReduceOp.SUM, ops.cast(ops.logical_not(finite), "float32")
-        )
+        (bad_replicas,) = sum_over_replicas(ops.cast(ops.logical_not(finite), "float32"))
         return ops.equal(bad_replicas, 0)

@@ -11,8 +11,9 @@ gradients. optax adds 1e-8 to n, which shows where gradients are about 1e-4 or s
 import keras
 from keras import ops
 
-from keras_tricks.optimizers._aggregated import AggregatedOptimizer, MovableNumber, arithmetic_dtype
-from keras_tricks.optimizers._hyperparameter import Hyperparameter
+from keras_tricks.optimizers._aggregated import AggregatedOptimizer
+from keras_tricks.optimizers._hyperparameter import Hyperparameter, MovableNumber
+from keras_tricks.optimizers._moments import arithmetic_dtype
 from keras_tricks.optimizers._reductions import maximum_over
 
 VARIANTS = ("I", "II")

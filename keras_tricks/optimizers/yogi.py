@@ -11,8 +11,9 @@ import keras
 from keras import ops
 
 from keras_tricks._arguments import check_number
-from keras_tricks.optimizers._aggregated import AggregatedOptimizer, MovableNumber, arithmetic_dtype, moment_numbers
-from keras_tricks.optimizers._hyperparameter import Hyperparameter
+from keras_tricks.optimizers._aggregated import AggregatedOptimizer
+from keras_tricks.optimizers._hyperparameter import Hyperparameter, MovableNumber
+from keras_tricks.optimizers._moments import arithmetic_dtype, moment_numbers
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
