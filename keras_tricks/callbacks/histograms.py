@@ -332,22 +332,22 @@ class Histograms(keras.callbacks.Callback):
             self._updates.values = None
         self._count(values)
 
-    def _update_step(self, plain, gradient, variable, learning_rate):
+    def _update_step(self, plain, gradient, variable, *args):
         # Traced into the compiled step, with the gradient that the optimizer is about to use.
         position = self._positions.get(id(variable))
         together = getattr(self._updates, "values", None)
         if position is None or (together and position in next(iter(together.values()))):  # of another device
-            plain(gradient, variable, learning_rate)
+            plain(gradient, variable, *args)
             return
         values = {kind: {} for kind in self._counted} if together is None else together
         if "gradients" in values:
             values["gradients"][position] = self._tf.convert_to_tensor(gradient)  # of an embedding it is sparse
         if "updates" in values:
             before = self._tf.identity(variable)
-            plain(gradient, variable, learning_rate)
+            plain(gradient, variable, *args)
             values["updates"][position] = variable - before
         else:
-            plain(gradient, variable, learning_rate)
+            plain(gradient, variable, *args)
         if together is None:  # an optimizer that takes its steps in a way of its own
             self._count(values)
 

@@ -34,9 +34,14 @@ from keras_tricks._keras.replicas import number_of_replicas, sum_of_gradients
 from keras_tricks.optimizers import _exclude, _state
 from keras_tricks.optimizers._exclude import Exclusion
 from keras_tricks.optimizers._gradients import of_some_size, of_the_shape, once_there_is
-from keras_tricks.optimizers._hyperparameter import Hyperparameter, check_learning_rate, tell_if_compiled
+from keras_tricks.optimizers._hyperparameter import (
+    Hyperparameter,
+    check_learning_rate,
+    remember_a_trace,
+    tell_if_compiled,
+)
 from keras_tricks.optimizers._moments import LOW_PRECISION, arithmetic_dtype
-from keras_tricks.optimizers._reductions import sum_of_squares
+from keras_tricks.optimizers._reductions import run_compiled, sum_of_squares
 
 # From so many parameters on, in variables of so many elements on average, XLA takes the optimizer step in a model that
 # is not compiled itself. Measured on CPUs: half the time for the 25 million parameters of ResNet-50 in 161 variables,
@@ -102,8 +107,7 @@ def _check_jit_compile(name, value):
 class AggregatedOptimizer(keras.optimizers.Optimizer):
     """Keras' optimizer base with clipping, accumulation, decay, averages and schedules counted in optimizer steps.
 
-    A subclass writes `update_step(gradient, variable, learning_rate)`: there the gradient is dense, aggregated over
-    replicas, averaged over accumulation and clipped, in float32 or wider, and `variable` is a `keras.Variable`.
+    A subclass writes its rule, `step`, and may compute in `step_constants` what is the same for all variables.
     """
 
     # A subclass that uses `self.decay_of` inside its update sets this to False.
@@ -119,15 +123,6 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
     loss_scale_factor = Hyperparameter(check_number, optional=True, above=0)
     gradient_accumulation_steps = Hyperparameter(_check_window, optional=True, fixed=True)
     jit_compile = Hyperparameter(_check_jit_compile)
-
-    # Whether a step has been traced, which later values of the hyper-parameters do not reach.
-    has_been_traced = False
-
-    # Whether XLA compiles the step that is being traced.
-    is_compiled = False
-
-    # While a step is taken: `shared_numbers` by dtype.
-    shared = None
 
     # State that was loaded before the optimizer, and one of Keras inside of it, were built: a `SavedState` each.
     waiting_state = waiting_inside = None
@@ -198,20 +193,42 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             tell_if_compiled(self, "learning_rate")
         keras.optimizers.Optimizer.learning_rate.fset(self, learning_rate)
 
-    def shared_numbers(self, dtype):
-        """The numbers of a step that are the same for all variables of `dtype`, for `self.shared[dtype]`.
+    def step(self, index, g, w, rate, constants):
+        """The rule: returns what a variable is after one step, and assigns its state.
+
+        Args:
+            index: Position of the variable in the list that the optimizer was built with.
+            g: Its gradient, dense, aggregated over replicas, averaged over accumulation and clipped.
+            w: Its value. This, `g` and `rate` are float32, or float64 for a float64 variable.
+            rate: The learning rate.
+            constants: The `step_constants` of this dtype.
+        """
+        raise NotImplementedError
+
+    def step_constants(self, dtype):
+        """{name: number} of what is the same in one step for all variables of `dtype`.
 
         Computed once, not for each variable: 400 small variables would spend a quarter of their step on them.
         """
         return {}
 
+    def update_step(self, gradient, variable, learning_rate, constants=None):
+        """Moves `variable` by one step, as Keras' method of this name; `constants` are computed if they are not given.
+
+        The gradient is dense, aggregated over replicas, averaged over accumulation and clipped.
+        """
+        dtype = arithmetic_dtype(variable.dtype)
+        constants = self.step_constants(dtype) if constants is None else constants
+        g, w, rate = (ops.cast(x, dtype) for x in (gradient, variable, learning_rate))
+        self.assign(variable, self.step(self.variable_index(variable), g, w, rate, constants))
+
     def variable_index(self, variable):
         """Position of `variable` in the list that the optimizer was built with."""
         return self._get_variable_index(variable)
 
-    def sum_of_squares(self, x):
-        """Sum of the squares of all elements, a scalar, by the way that is fast where the step runs."""
-        return sum_of_squares(x, self.is_compiled)
+    def read(self, *state):
+        """The values of variables of state, which are as wide as what a step computes in."""
+        return [ops.cast(variable, variable.dtype) for variable in state]
 
     @_as_written
     def apply(self, grads, trainable_variables=None):
@@ -225,7 +242,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             grads, variables = self._with_gradients(grads, variables, accumulator)
             grads, variables = (accumulator or self)._overwrite_variables_directly_with_gradients(grads, variables)
             grads, variables = of_some_size(grads, variables)
-            self._remember_a_trace()
+            remember_a_trace(self.chain())
             grads = [ops.cast(g, arithmetic_dtype(g.dtype)) for g in grads]
             grads = sum_of_gradients(grads)
             grads = [of_the_shape(g, v) for g, v in zip(grads, variables, strict=True)]
@@ -243,18 +260,8 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
                 self._count(finite, accumulator)
 
     def stateless_apply(self, optimizer_variables, grads, trainable_variables):
-        self.has_been_traced = True  # other backends than TensorFlow compile this
+        remember_a_trace(self.chain())
         return super().stateless_apply(optimizer_variables, grads, trainable_variables)
-
-    def _remember_a_trace(self):
-        if keras.backend.backend() != "tensorflow":
-            return
-        import tensorflow as tf
-
-        if not tf.executing_eagerly():
-            for optimizer in self.chain():
-                if isinstance(optimizer, AggregatedOptimizer):
-                    optimizer.has_been_traced = True
 
     def _tell_of_a_skipped_step(self):
         import tensorflow as tf
@@ -360,22 +367,10 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         certain = len(variables) if certain is None else certain
         if not variables:
             return
-        if not self._compiles_the_step(variables):
+        if self._compiles_the_step(variables):
+            run_compiled(lambda: self._take_step(grads, variables, certain))
+        else:
             self._take_step(grads, variables, certain)
-            return
-        import tensorflow as tf
-
-        def take_step():
-            for optimizer in self.chain():
-                optimizer.is_compiled = True
-            try:
-                self._take_step(grads, variables, certain)
-            finally:
-                for optimizer in self.chain():
-                    optimizer.is_compiled = False
-
-        # Anew for each trace: a function that is kept would meet the tensors of another graph.
-        tf.function(take_step, jit_compile=True, autograph=False)()
 
     def _take_step(self, grads, variables, certain):
         moves = [True] * certain + [ops.any(ops.not_equal(g, 0)) for g in grads[certain:]]
@@ -387,24 +382,22 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         if isinstance(rule, keras.optimizers.Nadam):  # it keeps one number for all variables
             beta = rule.beta_1 * (1 - 0.5 * ops.power(0.96, ops.cast(rule.iterations + 1, "float32")))
             self.assign(rule._u_product, rule._u_product * ops.cast(beta, rule._u_product.dtype))
+        constants = {}
         if isinstance(rule, AggregatedOptimizer):
-            rule.shared = {
-                dtype: rule.shared_numbers(dtype) for dtype in {arithmetic_dtype(v.dtype) for v in variables}
-            }
-        self._move(grads[:certain], variables[:certain], learning_rate)
+            constants = {dtype: rule.step_constants(dtype) for dtype in {arithmetic_dtype(v.dtype) for v in variables}}
+        self._move(grads[:certain], variables[:certain], learning_rate, constants)
         for g, v, moved in zip(grads[certain:], variables[certain:], moves[certain:], strict=True):
-            self._do_if(moved, lambda g=g, v=v: self._move([g], [v], learning_rate))
-        if isinstance(rule, AggregatedOptimizer):
-            rule.shared = None  # tensors of this trace, which nothing may keep
+            self._do_if(moved, lambda g=g, v=v: self._move([g], [v], learning_rate, constants))
         if rule.use_ema:
             self._update_averages(rule, {rule._var_key(v): moved for v, moved in zip(variables, moves, strict=True)})
 
-    def _move(self, grads, variables, learning_rate):
+    def _move(self, grads, variables, learning_rate, constants):
         """What a step does to these variables, but for their averages."""
         *wrappers, rule = self.chain()
         _decay(rule, variables, learning_rate)
         for g, v in zip(grads, variables, strict=True):
-            rule.update_step(g, v, learning_rate)
+            of_this_dtype = constants.get(arithmetic_dtype(v.dtype))
+            rule.update_step(g, v, learning_rate, *([of_this_dtype] if of_this_dtype else []))
         for wrapper in reversed(wrappers):
             wrapper.after_update(variables)
         for v in variables:
@@ -427,9 +420,9 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
 
     def _clip(self, rule, grads):
         if rule.clipnorm:
-            return [g * _shrink(rule.clipnorm, ops.sqrt(self.sum_of_squares(g))) for g in grads]
+            return [g * _shrink(rule.clipnorm, ops.sqrt(sum_of_squares(g))) for g in grads]
         if rule.global_clipnorm:
-            squares = [ops.cast(self.sum_of_squares(g), "float32") for g in grads]
+            squares = [ops.cast(sum_of_squares(g), "float32") for g in grads]
             scale = _shrink(rule.global_clipnorm, ops.sqrt(sum(squares[1:], start=squares[0])))
             return [g * ops.cast(scale, g.dtype) for g in grads]
         if rule.clipvalue:

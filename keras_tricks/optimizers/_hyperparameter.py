@@ -1,8 +1,9 @@
-"""Arguments of an optimizer that are attributes too: checked whenever they are set, and never set without effect."""
+"""Hyper-parameters of an optimizer: checked whenever they are set, and never set without effect."""
 
 import contextlib
 import numbers
 import warnings
+import weakref
 
 import keras
 import numpy as np
@@ -62,8 +63,8 @@ class Hyperparameter:
         return self.checker(self.name, value, **self.bounds)
 
 
-class MovableNumber:
-    """A hyper-parameter of an optimizer in a variable: setting it, as callbacks do, acts on a compiled step.
+class VariableHyperparameter:
+    """A hyper-parameter that is kept in a variable: setting it, as callbacks do, acts on a compiled step.
 
     The number that was set last is the variable's `given`, and goes into the config; a schedule that moves the variable
     itself, with `assign`, leaves it as it was. Both are saved, and after loading it is `given` that acts.
@@ -102,9 +103,26 @@ class MovableNumber:
         vars(optimizer)[f"_{self.name}"] = variable
 
 
+def remember_a_trace(optimizers):
+    """Notes where a step of these optimizers is being compiled, which later values of hyper-parameters do not reach."""
+    if keras.backend.backend() != "tensorflow":
+        trace = keras  # for ever, since what the others compile cannot be seen to go
+    else:
+        import tensorflow as tf
+
+        if tf.executing_eagerly():
+            return
+        trace = tf.compat.v1.get_default_graph()
+        while (outer := getattr(trace, "outer_graph", None)) is not None and outer.building_function:
+            trace = outer
+    for optimizer in optimizers:
+        # Forgotten with the compiled step, as when the wrapper goes that the optimizer was lent to.
+        vars(optimizer).setdefault("traces", weakref.WeakSet()).add(trace)
+
+
 def tell_if_compiled(optimizer, name):
     """Warns that a new value of `name` does not reach steps that are compiled, if there are any."""
-    if vars(optimizer).get("has_been_traced"):
+    if vars(optimizer).get("traces"):
         warnings.warn(
             f"`{name}` was set after a step of {type(optimizer).__name__} had been compiled. That step keeps the old "
             "value: call `model.compile(...)` with this optimizer again, or trace your `tf.function` anew. In eager "

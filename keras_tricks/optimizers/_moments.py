@@ -1,4 +1,4 @@
-"""Numbers of Adam-like rules: the dtype to compute in, and the corrections of averages that begin at 0."""
+"""Arithmetic of Adam-like rules: the dtype to compute in, and the corrections of averages that begin at 0."""
 
 import math
 import numbers
@@ -28,7 +28,7 @@ def one_minus_power(beta, step):
     return -ops.expm1(ops.cast(step, dtype) * log_beta)
 
 
-def moment_numbers(optimizer, dtype, bias_correction=True):
+def moment_constants(optimizer, dtype, bias_correction=True):
     """What Adam-like rules share: the weight of a new gradient, and what makes their direction from both moments.
 
     m̂ / (√v̂ + ε) = `factor` · m / (√v + `epsilon`) spares two passes over memory for each variable.

@@ -11,50 +11,74 @@ import math
 import keras
 from keras import ops
 
+# Under this name a graph that `run_compiled` traces, and the graphs within it, say that XLA compiles them.
+COMPILED = "keras_tricks_compiled_by_xla"
+
 PIECES = 4
 
 # Below so many elements the pieces only cost time to compile.
 WORTH_FOLDING = 2**14
 
 
-def sum_of_squares(x, compiled=False):
-    """The sum of all squares of `x`, a scalar; `compiled` where XLA compiles it."""
-    if compiled or keras.backend.backend() != "tensorflow":
-        return reduced(ops.add, ops.sum, ops.reshape(ops.square(x), (-1,)), 0, compiled, keepdims=False)
+def run_compiled(function):
+    """Has XLA compile what `function()` does, and runs it: TensorFlow only."""
+    import tensorflow as tf
+
+    def run():
+        tf.compat.v1.add_to_collection(COMPILED, True)
+        function()
+
+    # Anew for each trace: a function that is kept would meet the tensors of another graph.
+    tf.function(run, jit_compile=True, autograph=False)()
+
+
+def is_compiled():
+    """Whether this is traced within `run_compiled`."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return not tf.executing_eagerly() and bool(tf.compat.v1.get_collection(COMPILED))
+
+
+def sum_of_squares(x):
+    """The sum of all squares of `x`, a scalar."""
+    if is_compiled() or keras.backend.backend() != "tensorflow":
+        return _reduced(ops.add, ops.sum, ops.reshape(ops.square(x), (-1,)), 0, keepdims=False)
     import tensorflow as tf
 
     return 2 * tf.nn.l2_loss(x)  # one kernel: no squares are written to memory
 
 
-def sum_over(x, axes, compiled=False):
+def sum_over(x, axes):
     """The sums of `x` over `axes`, which stay as axes of length 1."""
-    return _reduced_over(ops.add, ops.sum, x, axes, compiled)
+    return _reduced_over(ops.add, ops.sum, x, axes)
 
 
-def maximum_over(x, axes, compiled=False):
+def maximum_over(x, axes):
     """The maxima of `x` over `axes`, which stay as axes of length 1."""
-    return _reduced_over(ops.maximum, ops.max, x, axes, compiled)
+    return _reduced_over(ops.maximum, ops.max, x, axes)
 
 
-def _reduced_over(combine, reduce, x, axes, compiled):
+def _reduced_over(combine, reduce, x, axes):
     axes = sorted(axes)
     if not axes:  # a scalar is the one unit that there is
         return x
     if len(axes) == 1:
-        return reduced(combine, reduce, x, axes[0], compiled)
+        return _reduced(combine, reduce, x, axes[0])
     if axes != list(range(axes[0], axes[-1] + 1)):
         return reduce(x, axis=tuple(axes), keepdims=True)
     # Neighbouring axes are one axis.
     shape = tuple(x.shape)
     merged = (*shape[: axes[0]], -1, *shape[axes[-1] + 1 :])
-    result = reduced(combine, reduce, ops.reshape(x, merged), axes[0], compiled)
+    result = _reduced(combine, reduce, ops.reshape(x, merged), axes[0])
     return ops.reshape(result, tuple(1 if axis in axes else n for axis, n in enumerate(shape)))
 
 
-def reduced(combine, reduce, x, axis, compiled, keepdims=True):
+def _reduced(combine, reduce, x, axis, keepdims=True):
     """`reduce(x, axis)`, folded if XLA compiles it and it is large; `combine` is the same for two tensors."""
     length = x.shape[axis] // PIECES
-    if not compiled or length < 2 or math.prod(x.shape) < WORTH_FOLDING:
+    if length < 2 or math.prod(x.shape) < WORTH_FOLDING or not is_compiled():
         return reduce(x, axis=axis, keepdims=keepdims)
 
     def part(start, stop):

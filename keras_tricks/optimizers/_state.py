@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 KIND = "class"
-GIVEN = "given_"  # and the name of a MovableNumber
+GIVEN = "given_"  # and the name of a VariableHyperparameter
 
 
 class SavedState:

@@ -18,9 +18,8 @@ from keras import ops
 from keras_tricks._arguments import check_count, check_flag, check_number
 from keras_tricks._keras.optimizers import schedule_of
 from keras_tricks.optimizers._aggregated import AggregatedOptimizer
-from keras_tricks.optimizers._hyperparameter import Hyperparameter, MovableNumber
-from keras_tricks.optimizers._moments import arithmetic_dtype
-from keras_tricks.optimizers._reductions import sum_over
+from keras_tricks.optimizers._hyperparameter import Hyperparameter, VariableHyperparameter
+from keras_tricks.optimizers._reductions import sum_of_squares, sum_over
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
@@ -73,7 +72,7 @@ class Adafactor(AggregatedOptimizer):
     """
 
     decoupled_weight_decay = False  # the decay is taken with the step
-    beta_1 = MovableNumber()
+    beta_1 = VariableHyperparameter()
     beta_2_decay = Hyperparameter(check_number, at_least=-1, below=0)
     epsilon_1 = Hyperparameter(check_number, at_least=0)
     epsilon_2 = Hyperparameter(check_number, at_least=0)
@@ -147,52 +146,39 @@ class Adafactor(AggregatedOptimizer):
         if self.has_momentum:
             self.averages = self.add_optimizer_variables(variables, "average_step")
 
-    def shared_numbers(self, dtype):
+    def step_constants(self, dtype):
         return {
-            "kept": 1 - ops.power(ops.cast(self.iterations + 1, dtype), self.beta_2_decay),
+            "b": 1 - ops.power(ops.cast(self.iterations + 1, dtype), self.beta_2_decay),
             "new": ops.cast(1 - self.beta_1, dtype) if self.has_momentum else None,
         }
 
-    def update_step(self, gradient, variable, learning_rate):
-        """Moves `variable` by one step; `gradient` is aggregated, averaged and clipped."""
-        index = self.variable_index(variable)
-        dtype = arithmetic_dtype(variable.dtype)
-        g, w = ops.cast(gradient, dtype), ops.cast(variable, dtype)
-        rate = ops.cast(learning_rate, dtype)
-
-        u = g * self._inverse_root(index, ops.square(g) + self.epsilon_1, self.shared[dtype]["kept"])
+    def step(self, index, g, w, rate, constants):
+        u = g * self._inverse_root(index, ops.square(g) + self.epsilon_1, constants["b"])
         scale = rate
-        if self.scale_parameter:
-            scale = scale * ops.maximum(self._rms(w), self.epsilon_2)
         if self.clip_threshold is not None:
-            scale = scale / ops.maximum(1.0, self._rms(u) / self.clip_threshold)
+            scale = scale / ops.maximum(1.0, _rms(u) / self.clip_threshold)
+        if self.scale_parameter:
+            scale = scale * ops.maximum(self.epsilon_2, _rms(w))
         u = scale * u
         if self.has_momentum:
-            average = ops.cast(self.averages[index], dtype)
-            u = average + (u - average) * self.shared[dtype]["new"]
+            (average,) = self.read(self.averages[index])
+            u = average + (u - average) * constants["new"]
             self.assign(self.averages[index], u)
         if decay := self.decay_of(index):
             u = u + rate * decay * w
-        self.assign(variable, w - u)
+        return w - u
 
-    def _inverse_root(self, index, squares, kept):
-        """1 / sqrt(second moments), as factors that broadcast, after moving the moments towards `squares`."""
-        moments = [ops.cast(m, squares.dtype) for m in self.second_moments[index]]
-        axes = self.factored_axes[index]
-        means = [squares] if axes is None else [self._mean(squares, axis) for axis in axes]
-        moments = [mean + kept * (m - mean) for m, mean in zip(moments, means, strict=True)]
+    def _inverse_root(self, index, q, b):
+        """1 / sqrt(second moments), as a tensor that broadcasts, after moving the moments towards `q`."""
+        moments, axes = self.read(*self.second_moments[index]), self.factored_axes[index]
+        means = [q] if axes is None else [_mean(q, axis) for axis in axes]
+        moments = [mean + b * (m - mean) for m, mean in zip(moments, means, strict=True)]
         for variable, value in zip(self.second_moments[index], moments, strict=True):
             self.assign(variable, value)
         if axes is None:
             return ops.rsqrt(moments[0])
         rows, columns = moments  # means over columns, over rows: `rows` still has the axis that `columns` lacks
         return ops.rsqrt(rows / ops.mean(rows, axis=axes[1], keepdims=True)) * ops.rsqrt(columns)
-
-    def _mean(self, x, axis):
-        return sum_over(x, [axis], self.is_compiled) / x.shape[axis]
-
-    def _rms(self, x):
-        return ops.sqrt(self.sum_of_squares(x) / math.prod(x.shape))
 
     def get_config(self):
         return {
@@ -223,6 +209,14 @@ class _RelativeStep(keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self):
         return {"warmup_init": self.warmup_init}
+
+
+def _mean(x, axis):
+    return sum_over(x, [axis]) / x.shape[axis]
+
+
+def _rms(x):
+    return ops.sqrt(sum_of_squares(x) / math.prod(x.shape))
 
 
 def factored_axes(shape, least):

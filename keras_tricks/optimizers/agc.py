@@ -86,8 +86,8 @@ class AdaptiveGradientClipping(OptimizerWrapper):
             if axes is None:
                 clipped.append(g)
                 continue
-            weight_norm = ops.sqrt(sum_over(ops.square(ops.cast(v, g.dtype)), axes, self.is_compiled))
-            norm = ops.sqrt(sum_over(ops.square(g), axes, self.is_compiled))
+            weight_norm = ops.sqrt(sum_over(ops.square(ops.cast(v, g.dtype)), axes))
+            norm = ops.sqrt(sum_over(ops.square(g), axes))
             limit = self.clipping * ops.maximum(weight_norm, self.epsilon)
             too_large = norm > limit
             clipped.append(g * ops.where(too_large, limit / ops.maximum(norm, 1e-6), 1.0))

@@ -16,8 +16,9 @@ from keras import ops
 from keras_tricks._arguments import check_flag, check_number
 from keras_tricks.optimizers._aggregated import AggregatedOptimizer
 from keras_tricks.optimizers._exclude import Exclusion
-from keras_tricks.optimizers._hyperparameter import Hyperparameter, MovableNumber
-from keras_tricks.optimizers._moments import arithmetic_dtype, moment_numbers
+from keras_tricks.optimizers._hyperparameter import Hyperparameter, VariableHyperparameter
+from keras_tricks.optimizers._moments import moment_constants
+from keras_tricks.optimizers._reductions import sum_of_squares
 
 
 def _check_range(name, clip):
@@ -72,7 +73,7 @@ class LAMB(AggregatedOptimizer):
     """
 
     decoupled_weight_decay = False  # the decay is part of `u`
-    beta_1 = MovableNumber()
+    beta_1 = VariableHyperparameter()
     beta_2 = Hyperparameter(check_number, at_least=0, below=1)
     epsilon = Hyperparameter(check_number, at_least=0)
     trust_ratio_clip = Hyperparameter(_check_range, optional=True)
@@ -113,33 +114,26 @@ class LAMB(AggregatedOptimizer):
             variables, ["first_moment", "second_moment"]
         )
 
-    def shared_numbers(self, dtype):
-        return moment_numbers(self, dtype, self.bias_correction)
+    def step_constants(self, dtype):
+        return moment_constants(self, dtype, self.bias_correction)
 
-    def update_step(self, gradient, variable, learning_rate):
-        """Moves `variable` by one step; `gradient` is aggregated, averaged and clipped."""
-        index = self.variable_index(variable)
-        dtype = arithmetic_dtype(variable.dtype)
-        g, w = ops.cast(gradient, dtype), ops.cast(variable, dtype)
-        m, v = ops.cast(self.first_moments[index], dtype), ops.cast(self.second_moments[index], dtype)
-
-        shared = self.shared[dtype]
-        m = m + (g - m) * shared["new"]
+    def step(self, index, g, w, rate, constants):
+        m, v = self.read(self.first_moments[index], self.second_moments[index])
+        m = m + (g - m) * constants["new"]
         v = v + (ops.square(g) - v) * (1 - self.beta_2)
         self.assign(self.first_moments[index], m)
         self.assign(self.second_moments[index], v)
-        u, factor = m / (ops.sqrt(v) + shared["epsilon"]), shared["factor"]
+        u, factor = m / (ops.sqrt(v) + constants["epsilon"]), constants["factor"]
         if decay := self.decay_of(index):
             u, factor = factor * u + decay * w, 1.0
-
-        scale = ops.cast(learning_rate, dtype) * factor
+        scale = rate * factor
         if self.adapted[index]:
             scale = scale * self.trust_ratio(w, u, factor)
-        self.assign(variable, w - scale * u)
+        return w - scale * u
 
     def trust_ratio(self, weight, direction, factor=1.0):
         """‖weight‖ / ‖factor · direction‖, clipped to `trust_ratio_clip`; 1 where a norm is 0."""
-        ratio = ops.sqrt(self.sum_of_squares(weight) / self.sum_of_squares(direction)) / factor
+        ratio = ops.sqrt(sum_of_squares(weight) / sum_of_squares(direction)) / factor
         usable = ops.logical_and(ratio > 0, ratio < math.inf)
         if self.trust_ratio_clip is not None:
             ratio = ops.clip(ratio, *self.trust_ratio_clip)

@@ -14,8 +14,8 @@ from keras import ops
 from keras_tricks._arguments import check_flag, check_number
 from keras_tricks.optimizers._aggregated import AggregatedOptimizer
 from keras_tricks.optimizers._exclude import Exclusion
-from keras_tricks.optimizers._hyperparameter import Hyperparameter, MovableNumber
-from keras_tricks.optimizers._moments import arithmetic_dtype
+from keras_tricks.optimizers._hyperparameter import Hyperparameter, VariableHyperparameter
+from keras_tricks.optimizers._reductions import sum_of_squares
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
@@ -63,7 +63,7 @@ class LARS(AggregatedOptimizer):
     """
 
     decoupled_weight_decay = False  # the decay is part of `d`
-    momentum = MovableNumber()
+    momentum = VariableHyperparameter()
     nesterov = Hyperparameter(check_flag)
     trust_coefficient = Hyperparameter(check_number, above=0)
     epsilon = Hyperparameter(check_number, at_least=0)
@@ -101,32 +101,25 @@ class LARS(AggregatedOptimizer):
         if self.has_momentum:
             self.velocities = self.add_optimizer_variables(variables, "velocity")
 
-    def shared_numbers(self, dtype):
+    def step_constants(self, dtype):
         return {"momentum": ops.cast(self.momentum, dtype)}
 
-    def update_step(self, gradient, variable, learning_rate):
-        """Moves `variable` by one step; `gradient` is aggregated, averaged and clipped."""
-        index = self.variable_index(variable)
-        dtype = arithmetic_dtype(variable.dtype)
-        d, w = ops.cast(gradient, dtype), ops.cast(variable, dtype)
+    def step(self, index, g, w, rate, constants):
+        d = g
         if decay := self.decay_of(index):
             d = d + decay * w
-
-        scale = ops.cast(learning_rate, dtype)
-        if self.adapted[index]:
-            scale = scale * self.trust_ratio(w, d)
-        step = scale * d
+        s = (rate * self.trust_ratio(w, d) if self.adapted[index] else rate) * d
         if self.has_momentum:
-            momentum = self.shared[dtype]["momentum"]
-            v = momentum * ops.cast(self.velocities[index], dtype) + step
+            momentum, (v,) = constants["momentum"], self.read(self.velocities[index])
+            v = momentum * v + s
             self.assign(self.velocities[index], v)
-            step = momentum * v + step if self.nesterov else v
-        self.assign(variable, w - step)
+            s = momentum * v + s if self.nesterov else v
+        return w - s
 
     def trust_ratio(self, weight, direction):
         """trust_coefficient · ‖weight‖ / (‖direction‖ + epsilon); 1 where a norm is 0."""
-        weight_norm = ops.sqrt(self.sum_of_squares(weight))
-        direction_norm = ops.sqrt(self.sum_of_squares(direction))
+        weight_norm = ops.sqrt(sum_of_squares(weight))
+        direction_norm = ops.sqrt(sum_of_squares(direction))
         usable = ops.logical_and(weight_norm > 0, direction_norm > 0)
         ratio = self.trust_coefficient * weight_norm / (ops.where(usable, direction_norm, 1.0) + self.epsilon)
         return ops.where(usable, ratio, 1.0)

@@ -12,8 +12,7 @@ import keras
 from keras import ops
 
 from keras_tricks.optimizers._aggregated import AggregatedOptimizer
-from keras_tricks.optimizers._hyperparameter import Hyperparameter, MovableNumber
-from keras_tricks.optimizers._moments import arithmetic_dtype
+from keras_tricks.optimizers._hyperparameter import Hyperparameter, VariableHyperparameter
 from keras_tricks.optimizers._reductions import maximum_over
 
 VARIANTS = ("I", "II")
@@ -68,7 +67,7 @@ class SM3(AggregatedOptimizer):
         arXiv:1901.11150.
     """
 
-    momentum = MovableNumber()
+    momentum = VariableHyperparameter()
     variant = Hyperparameter(_check_variant)
 
     def __init__(self, learning_rate=0.1, momentum=0.9, variant="II", exclude_from_weight_decay=None, **kwargs):
@@ -88,42 +87,25 @@ class SM3(AggregatedOptimizer):
         if self.has_momentum:
             self.averages = self.add_optimizer_variables(variables, "average_step")
 
-    def shared_numbers(self, dtype):
+    def step_constants(self, dtype):
         return {"new": ops.cast(1 - self.momentum, dtype)}
 
-    def update_step(self, gradient, variable, learning_rate):
-        """Moves `variable` by one step; `gradient` is aggregated, averaged and clipped."""
-        index = self.variable_index(variable)
-        dtype = arithmetic_dtype(variable.dtype)
-        g, w = ops.cast(gradient, dtype), ops.cast(variable, dtype)
-        accumulators = [ops.cast(a, dtype) for a in self.accumulators[index]]
-        squares = ops.square(g)
+    def step(self, index, g, w, rate, constants):
+        a, squares = self.read(*self.accumulators[index]), ops.square(g)
         if self.variant == "II":
-            bound = _minimum(accumulators) + squares
-            accumulators = self._maxima(bound)
+            n = _minimum(a) + squares
+            a = _maxima(n)
         else:
-            accumulators = [a + m for a, m in zip(accumulators, self._maxima(squares), strict=True)]
-            bound = _minimum(accumulators)
-        for a, value in zip(self.accumulators[index], accumulators, strict=True):
-            self.assign(a, value)
-
-        step = g * ops.rsqrt(ops.maximum(bound, SMALLEST))
+            a = [a_k + maximum for a_k, maximum in zip(a, _maxima(squares), strict=True)]
+            n = _minimum(a)
+        for accumulator, a_k in zip(self.accumulators[index], a, strict=True):
+            self.assign(accumulator, a_k)
+        u = g * ops.rsqrt(ops.maximum(n, SMALLEST))
         if self.has_momentum:
-            average = ops.cast(self.averages[index], dtype)
-            step = average + (step - average) * self.shared[dtype]["new"]
-            self.assign(self.averages[index], step)
-        self.assign(variable, w - ops.cast(learning_rate, dtype) * step)
-
-    def _maxima(self, x):
-        """The maxima of `x` over all axes but one, for each axis, with the others kept as 1; `[x]` for rank 0 and 1."""
-        rank = len(x.shape)
-        if rank <= 1:
-            return [x]
-        # One pass over the whole tensor for the last axis, one for all the others together, which are small after it.
-        last = maximum_over(x, range(rank - 1), self.is_compiled)
-        rest = maximum_over(x, [rank - 1], self.is_compiled)
-        others = [tuple(i for i in range(rank - 1) if i != axis) for axis in range(rank - 1)]
-        return [*(ops.max(rest, axis=axes, keepdims=True) for axes in others), last]
+            (average,) = self.read(self.averages[index])
+            u = average + (u - average) * constants["new"]
+            self.assign(self.averages[index], u)
+        return w - rate * u
 
     def get_config(self):
         return {**super().get_config(), "momentum": self.momentum.given, "variant": self.variant}
@@ -134,6 +116,18 @@ def _covers(shape):
     if len(shape) <= 1:
         return [tuple(shape)]
     return [tuple(n if i == axis else 1 for i, n in enumerate(shape)) for axis in range(len(shape))]
+
+
+def _maxima(x):
+    """The maxima of `x` over all axes but one, for each axis, with the others kept as 1; `[x]` for rank 0 and 1."""
+    rank = len(x.shape)
+    if rank <= 1:
+        return [x]
+    # One pass over the whole tensor for the last axis, one for all the others together, which are small after it.
+    last = maximum_over(x, range(rank - 1))
+    rest = maximum_over(x, [rank - 1])
+    others = [tuple(i for i in range(rank - 1) if i != axis) for axis in range(rank - 1)]
+    return [*(ops.max(rest, axis=axes, keepdims=True) for axes in others), last]
 
 
 def _minimum(accumulators):

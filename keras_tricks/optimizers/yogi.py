@@ -12,8 +12,8 @@ from keras import ops
 
 from keras_tricks._arguments import check_number
 from keras_tricks.optimizers._aggregated import AggregatedOptimizer
-from keras_tricks.optimizers._hyperparameter import Hyperparameter, MovableNumber
-from keras_tricks.optimizers._moments import arithmetic_dtype, moment_numbers
+from keras_tricks.optimizers._hyperparameter import Hyperparameter, VariableHyperparameter
+from keras_tricks.optimizers._moments import moment_constants
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
@@ -53,7 +53,7 @@ class Yogi(AggregatedOptimizer):
         Manzil Zaheer et al., "Adaptive Methods for Nonconvex Optimization", NeurIPS 2018.
     """
 
-    beta_1 = MovableNumber()
+    beta_1 = VariableHyperparameter()
     beta_2 = Hyperparameter(check_number, at_least=0, below=1)
     epsilon = Hyperparameter(check_number, at_least=0)
     initial_accumulator_value = Hyperparameter(check_number, fixed=True, at_least=0)
@@ -84,25 +84,17 @@ class Yogi(AggregatedOptimizer):
             initializer=keras.initializers.Constant(self.initial_accumulator_value),
         )
 
-    def shared_numbers(self, dtype):
-        return moment_numbers(self, dtype)
+    def step_constants(self, dtype):
+        return moment_constants(self, dtype)
 
-    def update_step(self, gradient, variable, learning_rate):
-        """Moves `variable` by one step; `gradient` is aggregated, averaged and clipped."""
-        index = self.variable_index(variable)
-        dtype = arithmetic_dtype(variable.dtype)
-        g, w = ops.cast(gradient, dtype), ops.cast(variable, dtype)
-        m, v = ops.cast(self.first_moments[index], dtype), ops.cast(self.second_moments[index], dtype)
-
-        shared = self.shared[dtype]
-        m = m + (g - m) * shared["new"]
+    def step(self, index, g, w, rate, constants):
+        m, v = self.read(self.first_moments[index], self.second_moments[index])
         squares = ops.square(g)
+        m = m + (g - m) * constants["new"]
         v = v - (1 - self.beta_2) * ops.sign(v - squares) * squares
         self.assign(self.first_moments[index], m)
         self.assign(self.second_moments[index], v)
-
-        scale = ops.cast(learning_rate, dtype) * shared["factor"]
-        self.assign(variable, w - scale * m / (ops.sqrt(v) + shared["epsilon"]))
+        return w - rate * constants["factor"] * m / (ops.sqrt(v) + constants["epsilon"])
 
     def get_config(self):
         return {

@@ -1,3 +1,6 @@
+import gc
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -149,6 +152,45 @@ def test_a_constant_loss_scale_changes_nothing_also_for_sparse_gradients():
         return model.get_weights()[0]
 
     np.testing.assert_allclose(train(loss_scale_factor=256.0), train(), rtol=1e-5)
+
+
+RULES = [trick for trick in OPTIMIZERS if not hasattr(trick.make(), "inner_optimizer")]
+
+
+@pytest.mark.parametrize("trick", RULES, ids=lambda t: t.name)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_update_step_can_be_called_by_hand_as_that_of_keras_optimizers(trick, dtype):
+    start, gradients = runs.numbers((4, 3), "float32")
+    variable = keras.Variable(start, dtype=dtype)
+    gradients = [tf.cast(g, dtype) for g in gradients]
+    applied, optimizer = keras.Variable(start, dtype=dtype), trick.make()
+    for g in gradients:
+        optimizer.apply([g], [applied])
+    by_hand = trick.make()
+    by_hand.build([variable])
+    for g in gradients:
+        by_hand.update_step(g, variable, by_hand.learning_rate)
+        by_hand.iterations.assign_add(1)
+    ends = [keras.ops.convert_to_numpy(keras.ops.cast(v, "float64")) for v in (variable, applied)]
+    np.testing.assert_array_equal(*ends)
+    assert np.abs(ends[0] - start).max() > 1e-4
+
+
+def test_an_optimizer_that_was_lent_to_a_wrapper_keeps_no_trace_of_it():
+    lent, kernel = kt.LAMB(0.1), keras.Variable(np.ones((2, 2), "float32"))
+
+    def train():
+        wrapper = kt.AdaptiveGradientClipping(lent)
+        tf.function(lambda: wrapper.apply([tf.ones((2, 2))], [kernel]))()
+        with pytest.warns(UserWarning, match="`beta_2` was set after a step of LAMB had been compiled"):
+            lent.beta_2 = 0.9
+
+    train()
+    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lent.beta_2 = 0.99
+    assert not lent.traces
 
 
 def test_the_second_step_is_not_traced_again():
