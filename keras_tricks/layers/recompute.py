@@ -16,6 +16,7 @@ import keras
 from keras import ops, tree
 
 from keras_tricks._keras.masks import mask_of, with_mask
+from keras_tricks._keras.scopes import assigned, open_scope, pure_scope
 from keras_tricks.layers._shared import serialized
 
 
@@ -87,7 +88,7 @@ class Recompute(keras.layers.Wrapper):
         variables = [*layer.variables, *layer.metrics_variables]
         state = [v for v in variables if not _is_watched(v)]
         leaves = [*inputs, *masks, *(_read(v) for v in state)]
-        outer = _stateless_scope()
+        outer = open_scope()
         form = {}
 
         def run(token, *floats):
@@ -95,7 +96,7 @@ class Recompute(keras.layers.Wrapper):
             now = [next(floats) if _is_float(x) else _after(token, x) for x in leaves]
             xs, ms, values = now[: len(inputs)], now[len(inputs) : 2 * len(inputs)], now[2 * len(inputs) :]
             xs = [x if m is None else with_mask(x, mask=m) for x, m in zip(xs, ms, strict=True)]
-            scope = _scope(outer, zip(state, values, strict=True))
+            scope = pure_scope(zip(state, values, strict=True), outer)
             before = dict(scope.state_mapping)
             with scope:
                 given_args, given_kwargs = tree.pack_sequence_as((args, kwargs), xs)
@@ -127,26 +128,21 @@ class Recompute(keras.layers.Wrapper):
 
     def _assigned(self, scope, before, variables):
         """What the run assigned, by the variable's position in `variables`."""
-        position = {id(v): index for index, v in enumerate(variables)}
-        values = {}
-        for key, value in scope.state_mapping.items():
-            if value is before.get(key):
-                continue
-            if key not in position:
-                raise ValueError(
-                    f"`Recompute`: layer {self.layer.name!r} assigns a variable that it does not own, so its second "
-                    "run would differ from the first. Random numbers do this without a seed generator: set "
-                    "`self.seed = keras.random.SeedGenerator()` in the layer and pass `seed=self.seed`. A stateful "
-                    "recurrent layer does it too: leave it outside. Other variables must be attributes of the layer."
-                )
-            v = variables[position[key]]
+        values = assigned(scope, before, variables)
+        if None in values:
+            raise ValueError(
+                f"`Recompute`: layer {self.layer.name!r} assigns a variable that it does not own, so its second "
+                "run would differ from the first. Random numbers do this without a seed generator: set "
+                "`self.seed = keras.random.SeedGenerator()` in the layer and pass `seed=self.seed`. A stateful "
+                "recurrent layer does it too: leave it outside. Other variables must be attributes of the layer."
+            )
+        for v in (variables[position] for position in values):
             if v.trainable or _is_watched(v):
                 raise ValueError(
                     f"`Recompute`: layer {self.layer.name!r} assigns its trainable weight {v.path!r} while it is "
                     "called (spectral normalisation does so). Its gradient cannot be recomputed: leave this layer "
                     "outside of `Recompute`."
                 )
-            values[position[key]] = value
         return values
 
     def compute_output_spec(self, *args, **kwargs):
@@ -207,22 +203,6 @@ def _remat(function):
         return keras.remat(with_gradient)(*tensors), aside[0]
 
     return run
-
-
-def _scope(outer, mapping):
-    scope = keras.StatelessScope(collect_losses=True, initialize_variables=False)
-    if outer is not None:
-        scope.state_mapping.update(outer.state_mapping)
-    for v, value in mapping:
-        scope.add_update((v, value))
-    return scope
-
-
-def _stateless_scope():
-    """The scope that is open, or `None`."""
-    probe = keras.StatelessScope(initialize_variables=False)
-    with probe:
-        return probe.original_scope
 
 
 def _is_watched(v):

@@ -21,6 +21,7 @@ import threading
 import keras
 
 from keras_tricks._keras.masks import mask_of, with_mask
+from keras_tricks._keras.scopes import assigned, open_scope, pure_scope
 
 
 def jit(model):
@@ -126,19 +127,19 @@ class CompiledCall:
         return outputs
 
     def _is_to_be_compiled(self, args, kwargs):
-        if not self.model.built or _runs_eagerly() or _in_stateless_scope() or _holds_symbols(args, kwargs):
+        if not self.model.built or _runs_eagerly() or open_scope() is not None or _holds_symbols(args, kwargs):
             return False  # not a graph, or being built, traced for shapes, or part of what is compiled as a whole
         if self.step is None:
             return bool(kwargs.get("training")) or _is_a_replica()
         return self.step != "without jit"
 
     def _pure(self, args, kwargs, in_training):
-        with keras.StatelessScope(collect_losses=True, initialize_variables=False) as scope:
+        with pure_scope() as scope:
             outputs = self.plain(*args, **kwargs)
         if in_training:
             _refuse_loops(self.model)
         masks = [mask_of(x) for x in keras.tree.flatten(outputs)]
-        return outputs, masks, list(scope.losses), _new_values(self.model, scope)
+        return outputs, masks, list(scope.losses), _new_values(self.model, scope, {})
 
 
 class _Step:
@@ -200,12 +201,12 @@ class _CompiledTrainStep(_Step):
     def _pure(self, data):
         model, optimizer = self.call.model, self.call.model.optimizer
         applied = []
-        with keras.StatelessScope(collect_losses=True, initialize_variables=False) as scope:
-            for v in model.trainable_weights:
-                scope.add_update((v, v.value))  # Keras looks regularized weights up in the scope
+        scope = pure_scope((v, v.value) for v in model.trainable_weights)  # Keras looks regularized weights up in it
+        before = dict(scope.state_mapping)
+        with scope:
             with _replaced(optimizer, "apply_gradients", lambda pairs: applied.extend(g for g, _ in pairs)):
                 logs = self.plain(data)
-        return logs, applied or None, _new_values(model, scope)
+        return logs, applied or None, _new_values(model, scope, before)
 
 
 def _compiled_parts(model):
@@ -274,12 +275,13 @@ def _xla(function):
     return tf.function(tf.autograph.experimental.do_not_convert(function), jit_compile=True)
 
 
-def _new_values(model, scope):
+def _new_values(model, scope, before):
     """Values that the model assigned inside of `scope`, by the variable's position in `_state(model)`."""
     import tensorflow as tf
 
     state = _state(model)
-    if not scope.state_mapping.keys() <= {id(v) for v in state}:
+    values = assigned(scope, before, state)
+    if None in values:
         raise ValueError(
             f"`jit`: model {model.name!r} assigns a variable that is not one of its own while it is called, which "
             "would be lost. Random numbers do this without a seed generator: set `self.seed = "
@@ -287,18 +289,13 @@ def _new_values(model, scope):
             "in the layer and pass `seed=self.seed`. A stateful recurrent layer does it too: train it without `jit`. "
             "Other variables must be attributes of a layer."
         )
-    values = {}
-    for index, v in enumerate(state):
-        value = scope.get_current_value(v)
-        if value is None or value is v.value:
-            continue
+    for v in (state[index] for index in values):
         if v.trainable:
             raise ValueError(
                 f"`jit`: the model assigns its trainable weight {v.path!r} while it is called (spectral normalisation "
                 "does so). That cannot be compiled with the right gradient: train this model without `jit`."
             )
-        values[index] = tf.stop_gradient(value)
-    return values
+    return {index: tf.stop_gradient(value) for index, value in values.items()}
 
 
 def _assign(model, new_values):
@@ -315,12 +312,6 @@ def _runs_eagerly():
     import tensorflow as tf
 
     return tf.executing_eagerly()
-
-
-def _in_stateless_scope():
-    probe = keras.StatelessScope(initialize_variables=False)
-    with probe:
-        return probe.original_scope is not None
 
 
 def _holds_symbols(args, kwargs):

@@ -1,0 +1,29 @@
+"""Scopes in which variables are values: what runs in one leaves all variables alone, and the scope holds what it set."""
+
+import keras
+
+
+def open_scope():
+    """The scope that is open, or `None`."""
+    probe = keras.StatelessScope(initialize_variables=False)
+    with probe:
+        return probe.original_scope
+
+
+def pure_scope(values=(), outer=None):
+    """A scope that collects losses, in which variables have these values, `(variable, value)`, or those of `outer`."""
+    scope = keras.StatelessScope(collect_losses=True, initialize_variables=False)
+    if outer is not None:
+        scope.state_mapping.update(outer.state_mapping)
+    for pair in values:
+        scope.add_update(pair)
+    return scope
+
+
+def assigned(scope, before, variables):
+    """What was set since the scope's `state_mapping` was `before`: {position in `variables`: value}.
+
+    The position of what is not among `variables` is `None`.
+    """
+    positions = {id(v): position for position, v in enumerate(variables)}
+    return {positions.get(key): value for key, value in scope.state_mapping.items() if value is not before.get(key)}
