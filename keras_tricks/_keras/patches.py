@@ -1,9 +1,10 @@
-"""The one way in which callbacks replace methods while a `fit` runs, and find out that it was interrupted.
+"""The one way in which methods are replaced at run time, by callbacks while a `fit` runs and by `jit` for good.
 
 `fit` does not call `on_train_end` after an exception or Ctrl-C. So whatever uses the model next, when no `fit` of it is
 running any more, first has the callback put everything back.
 """
 
+import contextlib
 import functools
 import sys
 
@@ -30,25 +31,54 @@ def replace(owner, name, function):
         if vars(owner).get(name) is not replacement:
             replacement.released = True
             return
-        below = own
-        while getattr(below, "released", False):  # taken out while this one lay on top
-            below = below.below
+        below = _not_released(own)
         if below is None:
             delattr(owner, name)
         else:
             setattr(owner, name, below)
 
-    replacement.released, replacement.below = False, own
+    replacement.released, replacement.below, replacement.function = False, own, function
     setattr(owner, name, replacement)
     return take_out
 
 
+@contextlib.contextmanager
+def replaced(owner, name, function):
+    """The same within `with`."""
+    take_out = replace(owner, name, function)
+    try:
+        yield
+    finally:
+        take_out()
+
+
+def is_replaced(owner, name):
+    """Whether the owner has a method of its own, ours or anybody's, in the place of its class'."""
+    return _not_released(vars(owner).get(name)) is not None
+
+
+def replacing(owner, name):
+    """The functions that stand in for a method, the last one first; of what others put on top nothing is known."""
+    found = _not_released(vars(owner).get(name))
+    while hasattr(found, "function"):
+        yield found.function
+        found = _not_released(found.below)
+
+
+def _not_released(method):
+    while getattr(method, "released", False):  # taken out while another one lay on top
+        method = method.below
+    return method
+
+
 class Replacements:
-    """What a callback replaces for the time of one `fit` of a model; `release` is called if that is interrupted."""
+    """What a callback replaces for the time of one `fit` of a model; its `release` is called if that is interrupted."""
 
     def __init__(self, model, release):
         self.model = model
+        self.callback = release.__self__
         self._taking_out = []
+        vars(model).setdefault(_WATCHING, []).append(self.callback)
 
         def use(plain, *args, **kwargs):
             if not fit_is_running(model):
@@ -66,6 +96,20 @@ class Replacements:
         """Puts back what was there; a second call does nothing."""
         while self._taking_out:
             self._taking_out.pop()()
+        watching = vars(self.model).get(_WATCHING, [])
+        if self.callback in watching:
+            watching.remove(self.callback)
+        if not watching:
+            vars(self.model).pop(_WATCHING, None)
+
+
+# Where a model holds the callbacks that have replaced something of it.
+_WATCHING = "_callbacks_of_keras_tricks"
+
+
+def watching(model):
+    """The callbacks that have replaced something of the model, in the order in which they did."""
+    return tuple(vars(model).get(_WATCHING, ()))
 
 
 def fit_is_running(model):

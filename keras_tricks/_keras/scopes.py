@@ -1,4 +1,4 @@
-"""Scopes in which variables are values: what runs in one leaves all variables alone, and the scope holds what it set."""
+"""Scopes in which variables are values: what runs in one leaves all variables alone, and the scope has what it set."""
 
 import keras
 

@@ -13,7 +13,7 @@ import threading
 import keras
 import numpy as np
 
-from keras_tricks._keras.patches import replace
+from keras_tricks._keras.patches import is_replaced, replace
 from keras_tricks.callbacks._tallies import LocalTallies, count, count_for_xla
 
 # Of one example's output at most so many values are binned, evenly spaced. Whole outputs of convolutions are hundreds
@@ -39,7 +39,7 @@ class Activations:
             wrappers = {key for key, parent in parents.items() if isinstance(parent, keras.layers.Wrapper)}
             self.parents[layer] = wrappers or set(parents)
         # Inside of `jit` a step is compiled without `model.jit_compile`, and the way that is fast elsewhere fails.
-        counting = count_for_xla if model.jit_compile or "call" in vars(model) else count
+        counting = count_for_xla if model.jit_compile or is_replaced(model, "call") else count
         self.tallies = LocalTallies(model.distribute_strategy, [channels_of(layer) for _, layer in layers], counting)
         self.running = threading.local()  # each replica is traced by a thread of its own
         # A training step of one's own may call parts of the model instead of the model.

@@ -3,27 +3,18 @@
 import contextlib
 import os
 import pathlib
-import weakref
 import zipfile
 
 import keras
 import numpy as np
 from keras import ops
 
-# Callbacks that have validation run on other weights than training's, by the model: they hold what was evaluated.
-_AVERAGING = weakref.WeakKeyDictionary()
-
-
-def set_averaging(model, callback):
-    if callback is None:
-        _AVERAGING.pop(model, None)
-    else:
-        _AVERAGING[model] = callback
+from keras_tricks._keras.patches import watching
 
 
 def averaging_of(model):
-    """The callback that has averaged weights evaluated in place of the model's, or `None`."""
-    return _AVERAGING.get(model)
+    """The callback that has averaged weights evaluated in place of the model's, and holds them, or `None`."""
+    return next((callback for callback in watching(model) if hasattr(callback, "evaluated_weights")), None)
 
 
 @contextlib.contextmanager

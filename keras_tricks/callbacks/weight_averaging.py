@@ -24,7 +24,7 @@ from keras_tricks._keras.optimizers import accumulation_steps, innermost_optimiz
 from keras_tricks._keras.patches import Replacements, replace
 from keras_tricks._keras.replicas import scope_of
 from keras_tricks._keras.snapshot import remember_variables
-from keras_tricks.callbacks._state import averaging_of, is_float, load_arrays, save_arrays, set_averaging
+from keras_tricks.callbacks._state import averaging_of, is_float, load_arrays, save_arrays
 
 
 class WeightAveraging(keras.callbacks.Callback):
@@ -156,7 +156,6 @@ class WeightAveraging(keras.callbacks.Callback):
         self._share_of_first = 1.0
         self._replaced = Replacements(model, self._release)
         self._replaced.put(model, "evaluate", self._evaluate)
-        set_averaging(model, self)
 
     def _default_momentum(self, epochs):
         collections, longest = epochs - self._first, 0.9
@@ -258,7 +257,6 @@ class WeightAveraging(keras.callbacks.Callback):
     def _release(self):
         if self._replaced is not None:
             self._replaced.take_out()
-            set_averaging(self._replaced.model, None)
             self._replaced = None
 
     def _collect_if_due(self):

@@ -44,7 +44,7 @@ from keras_tricks.models._graph import (
     walk,
 )
 from keras_tricks.models.convert import Conversion, Rule
-from keras_tricks.models.jit import CompiledCall, jit
+from keras_tricks.models.jit import is_jitted, jit
 from keras_tricks.optimizers.loss_scale import LossScaleOptimizer
 
 _INSTEAD = "Build a functional model of the same layers, keras.Model(inputs, outputs), and give that."
@@ -409,7 +409,7 @@ class _Training:
                 loss=self.loss or SparseFocal(gamma=0.0, name="crossentropy"),
                 **{"auto_scale_loss": False, **self.compile_arguments},
             )
-        if isinstance(self.model.call, CompiledCall):
+        if is_jitted(self.model):
             jit(stage)
         history = stage.fit(self.data, epochs=self.epochs, **self._fit_arguments())
         _warn_of_imbalance(self.name, sum(part.astype("float64") for part in copies(stage, stage.drawn.sums)))

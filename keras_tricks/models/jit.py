@@ -14,13 +14,13 @@ No paper; `docs/tricks/jit.md` holds the measurements, also of compiling the mod
 import concurrent.futures
 import contextlib
 import functools
-import inspect
 import re
 import threading
 
 import keras
 
 from keras_tricks._keras.masks import mask_of, with_mask
+from keras_tricks._keras.patches import is_replaced, replace, replaced, replacing
 from keras_tricks._keras.scopes import assigned, open_scope, pure_scope
 
 
@@ -65,16 +65,17 @@ def jit(model):
             f"`jit` is for the TensorFlow backend; this is {keras.backend.backend()}, where "
             "`model.compile(jit_compile=True)` compiles the whole step."
         )
-    if isinstance(model.call, CompiledCall):
+    if is_jitted(model):
         return model
     _refuse_layers(model, model.distribute_strategy)
-    has_own_step = "train_step" in vars(model) or type(model).train_step is not keras.Model.train_step
-    call = model.call = CompiledCall(model)
-    model.train_step = (_Step if has_own_step else _CompiledTrainStep)(call, model.train_step, "train")
-    model.test_step = _Step(call, model.test_step, "test")
-    model.predict_step = _Step(call, model.predict_step, "predict")
+    has_own_step = is_replaced(model, "train_step") or type(model).train_step is not keras.Model.train_step
+    call = _CompiledCall(model)
+    replace(model, "call", call)
+    replace(model, "train_step", (_Step if has_own_step else _CompiledTrainStep)(call, "train"))
+    replace(model, "test_step", _Step(call, "test"))
+    replace(model, "predict_step", _Step(call, "predict"))
     for name in ("train_function", "test_function", "predict_function"):
-        _explain_errors(model, name)
+        replace(model, f"make_{name}", functools.partial(_make_explained, model, name))
     if model.compiled:
         # The step functions may have been traced without `jit`, and Keras' XLA would enclose ours.
         model.jit_compile = False
@@ -82,7 +83,12 @@ def jit(model):
     return model
 
 
-class CompiledCall:
+def is_jitted(model):
+    """Whether `jit` has changed the model."""
+    return any(isinstance(function, _CompiledCall) for function in replacing(model, "call"))
+
+
+class _CompiledCall:
     """Stands in for `model.call`: compiled where a step of the model is traced, or another call in training.
 
     Any other graph may be traced for an export, whose formats know nothing of XLA: there, as without a graph, it is the
@@ -91,10 +97,7 @@ class CompiledCall:
 
     def __init__(self, model):
         self.model = model
-        self.plain = model.call
         self._traced = threading.local()  # each replica is traced by a thread of its own
-        functools.update_wrapper(self, model.call)
-        self.__signature__ = inspect.signature(model.call)
 
     @property
     def step(self):
@@ -109,13 +112,13 @@ class CompiledCall:
         finally:
             self._traced.step = before
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, plain, *args, **kwargs):
         if not self._is_to_be_compiled(args, kwargs):
-            return self.plain(*args, **kwargs)
+            return plain(*args, **kwargs)
         _refuse_what_cannot_work(self.model)
         _refuse_inputs((args, kwargs))
         in_training = self.step == "train" or kwargs.get("training")
-        outputs, masks, losses, new_values = _xla(self._pure)(args, kwargs, in_training)
+        outputs, masks, losses, new_values = _xla(functools.partial(self._pure, plain))(args, kwargs, in_training)
         tensors = [
             x if mask is None else with_mask(x, mask=mask)
             for x, mask in zip(keras.tree.flatten(outputs), masks, strict=True)
@@ -133,9 +136,9 @@ class CompiledCall:
             return bool(kwargs.get("training")) or _is_a_replica()
         return self.step != "without jit"
 
-    def _pure(self, args, kwargs, in_training):
+    def _pure(self, plain, args, kwargs, in_training):
         with pure_scope() as scope:
-            outputs = self.plain(*args, **kwargs)
+            outputs = plain(*args, **kwargs)
         if in_training:
             _refuse_loops(self.model)
         masks = [mask_of(x) for x in keras.tree.flatten(outputs)]
@@ -145,37 +148,36 @@ class CompiledCall:
 class _Step:
     """Stands in for a step of the model: what it calls of the model is compiled."""
 
-    def __init__(self, call, plain, name):
-        self.call, self.plain, self.name = call, plain, name
-        functools.update_wrapper(self, plain)
+    def __init__(self, call, name):
+        self.call, self.name = call, name
 
-    def __call__(self, data):
+    def __call__(self, plain, data):
         with self.call.within(self.name):
-            return self.plain(data)
+            return plain(data)
 
 
 class _CompiledTrainStep(_Step):
     """Stands in for Keras' own `train_step`: all of it compiled, up to the optimizer."""
 
-    def __init__(self, call, plain, name):
-        super().__init__(call, plain, name)
+    def __init__(self, call, name):
+        super().__init__(call, name)
         self._built_for = ()
 
-    def __call__(self, data):
+    def __call__(self, plain, data):
         if _runs_eagerly():
-            return self.plain(data)
+            return plain(data)
         model = self.call.model
-        self._build(data)
+        self._build(plain, data)
         _refuse_what_cannot_work(model)
         _refuse_variables_of_one_device(model)
         _refuse_inputs(data)
-        logs, gradients, new_values = _xla(self._pure)(data)
+        logs, gradients, new_values = _xla(functools.partial(self._pure, plain))(data)
         _assign(model, new_values)
         if gradients is not None:
             model.optimizer.apply_gradients(zip(gradients, model.trainable_weights, strict=True))
         return logs
 
-    def _build(self, data):
+    def _build(self, plain, data):
         """Makes the variables of metrics, loss and optimizer, which Keras leaves to the first trace of the step.
 
         An optimizer without variables, as plain SGD, has the step traced only once, so it must be compiled in that
@@ -191,21 +193,26 @@ class _CompiledTrainStep(_Step):
 
         def trace():
             with self.call.within("without jit"):
-                tf.function(self.plain, autograph=False).get_concrete_function(specs)
+                tf.function(plain, autograph=False).get_concrete_function(specs)
 
         # In a thread of its own, which no graph is open in. `tf.init_scope` would leave it, but records no gradients.
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
             thread.submit(trace).result()
         self._built_for = _compiled_parts(model)
 
-    def _pure(self, data):
-        model, optimizer = self.call.model, self.call.model.optimizer
-        applied = []
+    def _pure(self, plain, data):
+        model, applied = self.call.model, []
+
+        def apply_gradients(plain, pairs):
+            applied.extend(gradient for gradient, _ in pairs)
+
         scope = pure_scope((v, v.value) for v in model.trainable_weights)  # Keras looks regularized weights up in it
         before = dict(scope.state_mapping)
-        with scope:
-            with _replaced(optimizer, "apply_gradients", lambda pairs: applied.extend(g for g, _ in pairs)):
-                logs = self.plain(data)
+        without_a_step = contextlib.nullcontext()
+        if model.optimizer is not None:
+            without_a_step = replaced(model.optimizer, "apply_gradients", apply_gradients)
+        with scope, without_a_step:
+            logs = plain(data)
         return logs, applied or None, _new_values(model, scope, before)
 
 
@@ -217,35 +224,14 @@ def _are_the_same(these, those):
     return len(these) == len(those) and all(a is b for a, b in zip(these, those, strict=True))
 
 
-@contextlib.contextmanager
-def _replaced(owner, name, function):
-    """The owner's method replaced for a while, also where it had been replaced by somebody else."""
-    others = {name: vars(owner)[name]} if owner is not None and name in vars(owner) else {}
-    if owner is not None:
-        setattr(owner, name, function)
-    try:
-        yield
-    finally:
-        if others:
-            setattr(owner, name, others[name])
-        elif owner is not None:
-            delattr(owner, name)
-
-
-def _explain_errors(model, name):
+def _make_explained(model, name, plain, force=False):
     """What XLA refuses, it refuses in its own words when the function first runs: says what can be done instead."""
-    plain = getattr(model, f"make_{name}")
-
-    @functools.wraps(plain)
-    def make(force=False):
-        before = getattr(model, name)
-        plain(force)
-        made = getattr(model, name)
-        if made is not before:
-            setattr(model, name, _explained(made))
-        return getattr(model, name)
-
-    setattr(model, f"make_{name}", make)
+    before = getattr(model, name)
+    plain(force)
+    made = getattr(model, name)
+    if made is not before:
+        setattr(model, name, _explained(made))
+    return getattr(model, name)
 
 
 def _explained(function):

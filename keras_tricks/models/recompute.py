@@ -34,7 +34,7 @@ from keras_tricks.models._graph import (
     require_graph,
 )
 from keras_tricks.models._segment import Segment, recorder
-from keras_tricks.models.jit import CompiledCall, jit
+from keras_tricks.models.jit import is_jitted, jit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +118,7 @@ def recompute(model, segments="sqrt", measure=None):
         new = _rebuild(graph, [chain[c - 1] for c in cuts])
         new.dtype_policy = model.dtype_policy  # not the global one; `compile` scales the loss by it
         _compile_alike(new, model)
-    if isinstance(model.call, CompiledCall):
+    if is_jitted(model):
         jit(new)
     new.recompute_report = _report(chain, cuts)
     if measure is not None:

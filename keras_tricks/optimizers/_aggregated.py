@@ -30,6 +30,7 @@ from keras_tricks._keras.optimizers import (
     native,
     put_averages_in_place,
 )
+from keras_tricks._keras.patches import is_replaced
 from keras_tricks._keras.replicas import number_of_replicas, sum_of_gradients
 from keras_tricks.optimizers import _exclude, _state
 from keras_tricks.optimizers._exclude import Exclusion
@@ -410,7 +411,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         import tensorflow as tf
 
         # What a callback puts in the place of update_step may do things that XLA cannot.
-        if tf.executing_eagerly() or tf.config.functions_run_eagerly() or "update_step" in vars(self.chain()[-1]):
+        if tf.executing_eagerly() or tf.config.functions_run_eagerly() or is_replaced(self.chain()[-1], "update_step"):
             return False
         if self.jit_compile is True:
             return True

@@ -353,6 +353,7 @@ def test_the_next_fit_of_the_same_model_traces_nothing(monkeypatch):
     assert {r["path"] for r in histograms.history[-8:]} < {r["path"] for r in first[1]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
