@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "metrics": ("_arguments", "_keras", "_labels"),
     "data": ("_arguments", "_keras", "_labels"),
     "models": ("_arguments", "_keras", "_labels", "layers", "losses", "optimizers"),
-    "callbacks": ("_arguments", "_keras", "losses", "optimizers", "schedules"),
+    "callbacks": ("_arguments", "_keras", "losses", "models", "optimizers", "schedules"),
     "__init__": (
         *("_version", "distribute", "initializers", "schedules", "optimizers", "layers", "losses", "metrics", "data"),
         *("models", "callbacks"),

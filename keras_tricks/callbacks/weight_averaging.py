@@ -4,9 +4,7 @@
     ema: average <- average + (1 - momentum) · (w - average)         the first collection copies w
 
 Izmailov et al., 2018, arXiv:1803.05407, for SWA. Averaged weights give the normalisation layers other inputs than
-either of the weights, so their statistics are taken anew over training data: from each batch's count, mean and sum of
-squared deviations, merged as in Chan, Golub and LeVeque, 1983, in float64. This is E[x²] - E[x]² over all of the data,
-without its cancellation; the mean of the batches' variances would miss the variance between batches.
+either of the weights, so their statistics are taken anew over training data, as `models.recompute_statistics` does.
 """
 
 import contextlib
@@ -21,10 +19,11 @@ from keras import ops
 
 from keras_tricks._arguments import check_count, check_flag, check_number
 from keras_tricks._keras.optimizers import accumulation_steps, innermost_optimizer
-from keras_tricks._keras.patches import Replacements, replace
+from keras_tricks._keras.patches import Replacements
 from keras_tricks._keras.replicas import scope_of
 from keras_tricks._keras.snapshot import remember_variables
 from keras_tricks.callbacks._state import averaging_of, is_float, load_arrays, save_arrays
+from keras_tricks.models.recompute_statistics import check_batches, normalization_layers, statistics
 
 
 class WeightAveraging(keras.callbacks.Callback):
@@ -105,7 +104,8 @@ class WeightAveraging(keras.callbacks.Callback):
             if kind == "swa":
                 raise ValueError(f"`momentum` is of kind='ema'; 'swa' has none. Received: momentum={momentum!r}")
         check_flag("leave_averaged", leave_averaged)
-        _check_data(recompute_statistics_on)
+        if recompute_statistics_on is not None and recompute_statistics_on is not False:
+            check_batches("recompute_statistics_on", recompute_statistics_on)
         self.kind = kind
         self.start = start
         self.every = every
@@ -132,7 +132,7 @@ class WeightAveraging(keras.callbacks.Callback):
                 f"WeightAveraging: training ends after {epochs} epochs, before averaging begins: start={self.start} "
                 "(epochs count from 0). Lower `start`."
             )
-        layers = _normalization_layers(model)
+        layers = normalization_layers(model)
         if layers and self.recompute_statistics_on is None:
             raise ValueError(
                 f"WeightAveraging: {layers[0].name!r} and other batch normalisation keeps statistics, which are wrong "
@@ -289,7 +289,9 @@ class WeightAveraging(keras.callbacks.Callback):
         if not self._layers:
             return
         if self._statistics is None:
-            self._statistics = _statistics(self.model, self._layers, self.recompute_statistics_on)
+            self._statistics = statistics(
+                self.model, self._layers, self.recompute_statistics_on, "recompute_statistics_on"
+            )
         for i, value in self._statistics.items():
             weights[i].assign(value)
 
@@ -376,125 +378,3 @@ def _compiled(function):
     import tensorflow as tf
 
     return tf.function(function, autograph=False)  # one call for all variables
-
-
-def _normalization_layers(model):
-    """All batch normalisation in a model that keeps statistics of its own, however deep inside of other layers."""
-    found, seen = [], set()
-
-    def visit(thing):
-        if id(thing) in seen:
-            return
-        seen.add(id(thing))
-        if isinstance(thing, keras.Layer):
-            if isinstance(thing, keras.layers.BatchNormalization):
-                found.append(thing)
-            inside = [*getattr(thing, "layers", []), *vars(thing).values()]
-        elif isinstance(thing, dict):
-            inside = thing.values()
-        elif isinstance(thing, (list, tuple)):
-            inside = thing
-        else:
-            return
-        for part in inside:
-            visit(part)
-
-    visit(model)
-    return found
-
-
-class _Moments:
-    """Count, mean and sum of squared deviations for each channel, merged batch by batch in float64."""
-
-    def __init__(self):
-        self.count, self.mean, self.deviations = 0.0, 0.0, 0.0
-
-    def add(self, x, mask, axis):
-        x = np.moveaxis(np.asarray(x, "float64"), axis, -1)
-        if mask is not None:
-            # The mask lacks the last axis of the inputs, which the layer then has as its channels.
-            x = x[np.broadcast_to(np.asarray(mask, bool), x.shape[:-1])]
-        x = x.reshape(-1, x.shape[-1])
-        if not len(x):
-            return
-        count, mean = len(x), x.mean(axis=0)
-        deviations = np.square(x - mean).sum(axis=0)
-        total = self.count + count
-        apart = mean - self.mean
-        self.mean = self.mean + apart * count / total
-        self.deviations = self.deviations + deviations + np.square(apart) * self.count * count / total
-        self.count = total
-
-    @property
-    def variance(self):
-        return self.deviations / self.count
-
-
-def _statistics(model, layers, data):
-    """Means and variances of what reaches the layers in training mode, by the position in `model.weights`."""
-    layers = [layer for layer in layers if layer.trainable]  # frozen layers keep theirs, as in training
-    moments = {id(layer): _Moments() for layer in layers}
-    put_back = remember_variables(model, model.variables, on_host=False)  # seeds and statistics move in the passes
-    taking_out = []
-    try:
-        for layer in layers:
-            taking_out.append(replace(layer, "call", _watching(layer, moments[id(layer)])))
-        batches = 0
-        for batch in _batches(data):
-            x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-            model(x, training=True)  # eagerly: it runs as many layers as there are, and no variable is left behind
-            batches += 1
-    finally:
-        for take_out in reversed(taking_out):
-            take_out()
-        put_back()
-    if not batches:
-        raise ValueError(
-            "WeightAveraging: `recompute_statistics_on` gave no batches. If it is a generator, pass something that can "
-            "be gone through again, such as a tf.data.Dataset."
-        )
-    positions = {id(w): i for i, w in enumerate(model.weights)}
-    values = {}
-    for layer in layers:
-        seen = moments[id(layer)]
-        if not seen.count:
-            continue  # a branch that training does not use
-        scalar = layer.moving_variance.shape == ()
-        values[positions[id(layer.moving_mean)]] = seen.mean
-        values[positions[id(layer.moving_variance)]] = seen.variance.mean() if scalar else seen.variance
-    return values
-
-
-def _watching(layer, moments):
-    def call(plain, inputs, training=None, mask=None):
-        if training:
-            moments.add(ops.convert_to_numpy(ops.cast(inputs, "float32")), mask, layer.axis)
-        return plain(inputs, training=training, mask=mask)
-
-    return call
-
-
-def _batches(data):
-    if isinstance(data, keras.utils.PyDataset):
-        return (data[i] for i in range(len(data)))
-    return data
-
-
-def _check_data(data):
-    if data is None or data is False or isinstance(data, keras.utils.PyDataset):
-        return
-    if (
-        data is True
-        or isinstance(data, (np.ndarray, dict, str))
-        or ops.is_tensor(data)
-        or not hasattr(data, "__iter__")
-        or hasattr(data, "__next__")  # a generator can be read once only
-    ):
-        raise ValueError(
-            "`recompute_statistics_on` must give batches, as a tf.data.Dataset does; for arrays, use "
-            "tf.data.Dataset.from_tensor_slices(x).batch(n), or a list of batches. "
-            f"Received: {type(data).__name__}"
-        )
-    cardinality = getattr(data, "cardinality", None)
-    if cardinality is not None and int(cardinality()) == -1:
-        raise ValueError("`recompute_statistics_on` never ends. Cut it: dataset.take(steps).")

@@ -4,7 +4,6 @@ import pytest
 import tensorflow as tf
 
 import keras_tricks as kt
-from keras_tricks.callbacks import weight_averaging as module
 from tests import reference, runs
 
 # Short runs with a momentum that tells the epochs apart.
@@ -155,62 +154,6 @@ def test_validation_runs_on_the_average_with_its_own_statistics():
     history = model.fit(x, y, epochs=3, verbose=0, validation_data=(x, y), callbacks=[averaging])
     assert history.history["val_loss"][-1] == pytest.approx(model.evaluate(x, y, verbose=0), rel=1e-6)
     assert "evaluate" not in vars(model)
-
-
-@pytest.mark.parametrize(
-    "network",
-    [
-        lambda: [keras.layers.BatchNormalization()],
-        lambda: [kt.layers.ExtendedBatchNormalization()],
-        lambda: [keras.layers.Dense(4), keras.layers.BatchNormalization(), keras.layers.Dense(3)],
-        lambda: [keras.Sequential([kt.layers.ReZero(keras.layers.BatchNormalization(), "ones")])],
-        lambda: [kt.layers.Recompute(keras.layers.BatchNormalization())],
-    ],
-    ids=["plain", "extended", "in-between", "nested", "recomputed"],
-)
-def test_statistics_are_those_of_all_the_data_and_not_the_mean_of_batches(network):
-    random = np.random.default_rng(0)
-    # Batches of unequal size, far apart, next to a large mean: means of variances, and E[x²] - E[x]², would be wrong.
-    batches = [1000 + 3 * i + random.normal(size=(n, 4)).astype("float32") for i, n in enumerate((5, 8, 3))]
-    model = keras.Sequential([keras.Input((4,)), *network()])
-    layers = module._normalization_layers(model)
-    assert len(layers) == 1
-    layer = layers[0]
-    values = module._statistics(model, layers, batches)
-    if len(model.layers) > 1:
-        batches = [model.layers[0](b).numpy() for b in batches]
-    everything = np.concatenate(batches).astype("float64")
-    names = {id(w): i for i, w in enumerate(model.weights)}
-    variance = everything.var(axis=0)
-    if isinstance(layer, kt.layers.ExtendedBatchNormalization):
-        variance = variance.mean()
-    assert_close([values[names[id(layer.moving_mean)]]], [everything.mean(axis=0)], 1e-6)
-    assert_close([values[names[id(layer.moving_variance)]]], [variance], 1e-5)
-    assert "call" not in vars(layer)
-
-
-def test_statistics_of_images_of_masked_sequences_and_of_branches():
-    x, _ = runs.images(channels=2)
-    model = keras.Sequential([keras.Input((6, 6, 2)), keras.layers.BatchNormalization(axis=1)])
-    values = module._statistics(model, module._normalization_layers(model), [x[:20], x[20:]])
-    assert_close([values[2], values[3]], [x.mean(axis=(0, 2, 3)), x.var(axis=(0, 2, 3))])
-
-    sequences = np.random.default_rng(0).normal(size=(6, 5, 3)).astype("float32")
-    sequences[::2, 3:] = 0
-    model = keras.Sequential([keras.Input((5, 3)), keras.layers.Masking(), keras.layers.BatchNormalization()])
-    values = module._statistics(model, module._normalization_layers(model), [sequences[:2], sequences[2:]])
-    kept = sequences[(sequences != 0).any(axis=-1)]
-    assert_close([values[2], values[3]], [kept.mean(axis=0), kept.var(axis=0)])
-
-    model = keras.Sequential([keras.Input((6, 6, 2)), kt.layers.ACConv2D(3, 3)])
-    layers = module._normalization_layers(model)
-    assert len(layers) == 3
-    assert len(module._statistics(model, layers, [x])) == 6
-
-
-def test_frozen_layers_keep_their_statistics():
-    model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization(trainable=False)])
-    assert module._statistics(model, module._normalization_layers(model), [np.ones((3, 4))]) == {}
 
 
 @pytest.mark.parametrize("when", ["training", "validation"])

@@ -348,7 +348,7 @@ def test_what_cannot_work_says_what_can():
 def test_the_backward_pass_is_compiled_in_the_very_first_step(optimizer, jit_first, monkeypatch):
     """Plain SGD makes no variables, so that its step is traced once only."""
     compiled, xla = [], jit_module._xla
-    monkeypatch.setattr(jit_module, "_xla", lambda function: compiled.append(function.__self__) or xla(function))
+    monkeypatch.setattr(jit_module, "_xla", lambda function: compiled.append(function.func.__self__) or xla(function))
     model = keras.Sequential([keras.Input((4, 2)), keras.layers.LSTM(3), keras.layers.Dense(1)])
     model = kt.jit(model) if jit_first else model
     model.compile(optimizer(), "mse", jit_compile=False, metrics=["mae"])
