@@ -81,7 +81,7 @@ def sgd():
     return keras.optimizers.SGD(RATE, momentum=0.9)
 
 
-# Name: bytes a parameter, and how to make it.
+# Name: bytes per parameter, and how to make it.
 KERAS = {
     REFERENCE: (ADAM_BYTES, adam),
     "keras SGD(momentum)": (SGD_BYTES, sgd),
@@ -185,7 +185,7 @@ KINDS = (
 
 
 def chosen(only, modes):
-    """For each mode the variants with a part of `only` in their names: name, bytes a parameter, function to build."""
+    """For each mode the variants with a part of `only` in their names: name, bytes per parameter, function to build."""
     found = {mode: [] for mode in modes}
     for needed, kind_modes, make_step, variants in KINDS:
         names = [name for name in variants if any(part.lower() in name.lower() for part in only)]

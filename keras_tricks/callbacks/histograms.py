@@ -29,7 +29,7 @@ from keras_tricks.optimizers._aggregated import method_of_all_updates
 
 KINDS = ("weights", "gradients", "updates", "activations")
 
-# With every="epoch", each so-many-th optimizer step of the epoch is counted, beginning with the first. Values change
+# With every="epoch", one in so many optimizer steps is counted, beginning with the first of the epoch. Values change
 # little from step to step, and counting takes about as long as a step of a small model.
 EPOCH_STRIDE = 100
 
@@ -55,7 +55,7 @@ class Histograms(keras.callbacks.Callback):
 
     Args:
         log_dir: Folder of the TensorBoard logs, or `None` to keep only `history`. Defaults to `None`.
-        every: `"epoch"` (default): one histogram an epoch, over its first optimizer step and every hundredth after it;
+        every: `"epoch"` (default): one histogram per epoch, over its first optimizer step and every hundredth after it;
             or an int `n`: one for every n-th optimizer step (at the end of the execution, with
             `steps_per_execution`).
         what: Any of `"weights"`, `"gradients"`, `"updates"` (what one step adds to a variable) and `"activations"`
@@ -204,7 +204,7 @@ class Histograms(keras.callbacks.Callback):
         Args:
             path: File to write; its ending names the format.
             what: `"gradients"`, `"weights"`, `"updates"` or `"activations"`: a curve of the share of the values by
-                their size for each time, one panel a variable or layer. `"gradient_flow"`: the norm of the gradient
+                their size for each time, one panel per variable or layer. `"gradient_flow"`: the norm of the gradient
                 of each kernel, from the input to the output. Defaults to `"gradients"`.
             variables: At most so many panels; kernels first, spread over the depth of the model. Defaults to `8`.
 

@@ -1,4 +1,12 @@
-"""Optimizers and gradient transforms that are right on any number of replicas, under XLA and in low precision."""
+"""Optimizers and gradient transforms that are right on any number of replicas, under XLA and in low precision.
+
+Every optimizer takes Keras' keywords: `weight_decay`, one of `clipnorm` (norm of each variable's gradient),
+`global_clipnorm` (norm of all together) and `clipvalue`, `use_ema` with `ema_momentum` and `ema_overwrite_frequency`,
+`gradient_accumulation_steps`, `loss_scale_factor` and `name`. They act on gradients that are aggregated over replicas
+and averaged over accumulation, and count optimizer steps. A wrapper leaves them to the optimizer inside. `jit_compile`
+says whether XLA compiles the step where the model itself is not compiled: `True`, `False`, or `"auto"` (default) for
+where that is faster.
+"""
 
 from keras_tricks.optimizers.accumulation import GradientAccumulation
 from keras_tricks.optimizers.adafactor import Adafactor

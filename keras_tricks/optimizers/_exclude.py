@@ -49,7 +49,7 @@ class Exclusion:
             ) from error
 
     def of(self, variables):
-        """One bool a variable: True where it is left out."""
+        """One bool per variable: True where it is left out."""
         if self.entries is None:
             return [len(v.shape) <= 1 for v in variables]
         paths = [_path(v) for v in variables]

@@ -25,7 +25,7 @@ class GradientAccumulation(OptimizerWrapper):
     Around a Keras optimizer this also mends what else goes wrong there on several replicas: gradients are aggregated
     before clipping, and rows of sparse gradients are merged first. With `steps=1` it does only that.
 
-    State: that of `optimizer`, and one value a parameter (4 bytes in float32); none with `steps=1`.
+    State: that of `optimizer`, and one value per parameter (4 bytes in float32); none with `steps=1`.
 
     Args:
         optimizer: Any Keras optimizer or wrapper that does not accumulate itself.

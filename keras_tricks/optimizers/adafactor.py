@@ -31,7 +31,7 @@ class Adafactor(AggregatedOptimizer):
     full-size second moment of a factored variable is ever stored. Arithmetic and state are float32, or float64 for
     float64 variables.
 
-    State: 0.8 % of the parameters on ResNet-50; with `beta_1` one value a parameter more.
+    State: 0.8 % of the parameters on ResNet-50; with `beta_1` one value per parameter more.
 
     Args:
         learning_rate: `None` for the relative step `min(0.01, 1/sqrt(t))`; or a number, a `LearningRateSchedule`
@@ -51,10 +51,9 @@ class Adafactor(AggregatedOptimizer):
             Defaults to `0.0`.
         exclude_from_weight_decay: `None` for every variable of rank 0 or 1, or a list of regular expressions on
             variable paths (`block1/conv/kernel`), layers or variables; `[]` for none.
-        **kwargs: Keras' keywords for every optimizer (`clipnorm`, `global_clipnorm`, `clipvalue`, `use_ema`,
-            `ema_momentum`, `gradient_accumulation_steps`, `loss_scale_factor`, `name`), which act on gradients that are
-            aggregated over replicas and count optimizer steps; and `jit_compile`: whether XLA compiles the step where
-            the model is not compiled, `"auto"` by default.
+        **kwargs: Keywords of every optimizer, as `keras_tricks.optimizers` describes them: `clipnorm`,
+            `global_clipnorm`, `clipvalue`, `use_ema`, `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor`,
+            `gradient_accumulation_steps`, `jit_compile`, `name`.
 
     Raises:
         TypeError, ValueError: For values of the wrong kind or out of range.

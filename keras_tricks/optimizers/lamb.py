@@ -39,7 +39,7 @@ class LAMB(AggregatedOptimizer):
     plus `weight_decay · w`, and `ratio = ‖w‖ / ‖u‖` (1 where either norm is 0). Decay is inside of the ratio.
     Arithmetic and state are float32, or float64 for float64 variables.
 
-    State: two values a parameter (8 bytes in float32).
+    State: two values per parameter (8 bytes in float32).
 
     Args:
         learning_rate: A number, a `LearningRateSchedule` (evaluated at optimizer steps), or a callable without
@@ -53,10 +53,9 @@ class LAMB(AggregatedOptimizer):
         exclude_from_layer_adaptation: The same for the ratio: excluded variables take Adam's step, with ratio 1.
         trust_ratio_clip: `None`, an upper bound, or a pair `(low, high)` for the ratio. Defaults to `None`.
         bias_correction: Whether to divide the moments by `1 - beta^t`. Defaults to `True`.
-        **kwargs: Keras' keywords for every optimizer (`clipnorm`, `global_clipnorm`, `clipvalue`, `use_ema`,
-            `ema_momentum`, `gradient_accumulation_steps`, `loss_scale_factor`, `name`), which act on gradients that are
-            aggregated over replicas and count optimizer steps; and `jit_compile`: whether XLA compiles the step where
-            the model is not compiled, `"auto"` by default.
+        **kwargs: Keywords of every optimizer, as `keras_tricks.optimizers` describes them: `clipnorm`,
+            `global_clipnorm`, `clipvalue`, `use_ema`, `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor`,
+            `gradient_accumulation_steps`, `jit_compile`, `name`.
 
     Raises:
         ValueError: For values out of range, and at build for a pattern that matches no variable.

@@ -27,7 +27,7 @@ class LARS(AggregatedOptimizer):
     The momentum holds steps, with their learning rates. Arithmetic and state are float32, or float64 for float64
     variables.
 
-    State: one value a parameter (4 bytes in float32); none with `momentum=0`.
+    State: one value per parameter (4 bytes in float32); none with `momentum=0`.
 
     Args:
         learning_rate: A number, a `LearningRateSchedule` (evaluated at optimizer steps), or a callable without
@@ -42,10 +42,9 @@ class LARS(AggregatedOptimizer):
             variable paths (`block1/conv/kernel`), layers or variables; `[]` for none.
         exclude_from_layer_adaptation: The same for the ratio: excluded variables take the step of momentum SGD with
             the full learning rate.
-        **kwargs: Keras' keywords for every optimizer (`clipnorm`, `global_clipnorm`, `clipvalue`, `use_ema`,
-            `ema_momentum`, `gradient_accumulation_steps`, `loss_scale_factor`, `name`), which act on gradients that are
-            aggregated over replicas and count optimizer steps; and `jit_compile`: whether XLA compiles the step where
-            the model is not compiled, `"auto"` by default.
+        **kwargs: Keywords of every optimizer, as `keras_tricks.optimizers` describes them: `clipnorm`,
+            `global_clipnorm`, `clipvalue`, `use_ema`, `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor`,
+            `gradient_accumulation_steps`, `jit_compile`, `name`.
 
     Raises:
         TypeError, ValueError: For values of the wrong kind or out of range.

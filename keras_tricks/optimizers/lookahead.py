@@ -21,7 +21,7 @@ class Lookahead(OptimizerWrapper):
     The slow weights begin as the weights before the first step. The state of `optimizer` (its momentum) goes on as it
     is. Between two synchronisations the model has the fast weights.
 
-    State: that of `optimizer`, and one value a parameter (4 bytes in float32).
+    State: that of `optimizer`, and one value per parameter (4 bytes in float32).
 
     Args:
         optimizer: Any Keras optimizer or wrapper.

@@ -48,10 +48,9 @@ class SM3(AggregatedOptimizer):
         variant: `"II"`, the tighter one, or `"I"`. Defaults to `"II"`.
         exclude_from_weight_decay: For `weight_decay`, which is decoupled from the gradient as in AdamW: `None` for
             every variable of rank 0 or 1, or a list of regular expressions on paths, layers or variables.
-        **kwargs: Keras' keywords for every optimizer (`weight_decay`, `clipnorm`, `global_clipnorm`, `clipvalue`,
-            `use_ema`, `ema_momentum`, `gradient_accumulation_steps`, `loss_scale_factor`, `name`), which act on
-            gradients that are aggregated over replicas and count optimizer steps; and `jit_compile`: whether XLA
-            compiles the step where the model is not compiled, `"auto"` by default.
+        **kwargs: Keywords of every optimizer, as `keras_tricks.optimizers` describes them: `weight_decay`,
+            `clipnorm`, `global_clipnorm`, `clipvalue`, `use_ema`, `ema_momentum`, `ema_overwrite_frequency`,
+            `loss_scale_factor`, `gradient_accumulation_steps`, `jit_compile`, `name`.
 
     Raises:
         TypeError, ValueError: For values of the wrong kind or out of range.
