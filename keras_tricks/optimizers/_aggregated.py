@@ -41,7 +41,7 @@ from keras_tricks.optimizers._hyperparameter import (
     remember_a_trace,
     tell_if_compiled,
 )
-from keras_tricks.optimizers._moments import LOW_PRECISION, arithmetic_dtype
+from keras_tricks.optimizers._moments import LOW_PRECISION, accumulation_dtype
 from keras_tricks.optimizers._reductions import run_compiled, sum_of_squares
 
 # From so many parameters on, in variables of so many elements on average, XLA takes the optimizer step in a model that
@@ -218,7 +218,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
 
         The gradient is dense, aggregated over replicas, averaged over accumulation and clipped.
         """
-        dtype = arithmetic_dtype(variable.dtype)
+        dtype = accumulation_dtype(variable.dtype)
         constants = self.step_constants(dtype) if constants is None else constants
         g, w, rate = (ops.cast(x, dtype) for x in (gradient, variable, learning_rate))
         self.assign(variable, self.step(self.variable_index(variable), g, w, rate, constants))
@@ -244,7 +244,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             grads, variables = (accumulator or self)._overwrite_variables_directly_with_gradients(grads, variables)
             grads, variables = of_some_size(grads, variables)
             remember_a_trace(self.chain())
-            grads = [ops.cast(g, arithmetic_dtype(g.dtype)) for g in grads]
+            grads = [ops.cast(g, accumulation_dtype(g.dtype)) for g in grads]
             grads = sum_of_gradients(grads)
             grads = [of_the_shape(g, v) for g, v in zip(grads, variables, strict=True)]
             if self.loss_scale_factor is not None:
@@ -332,7 +332,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             # What has no gradient in the last batch takes its step too, if others of the window brought one.
             pending = self._pending(variables, accumulator)
             others = [v for v, _ in pending if v.trainable]
-            other_grads = [ops.cast(total, arithmetic_dtype(total.dtype)) for v, total in pending if v.trainable]
+            other_grads = [ops.cast(total, accumulation_dtype(total.dtype)) for v, total in pending if v.trainable]
             self._step([g / window for g in [*grads, *other_grads]], [*variables, *others], len(variables))
             for total in [*sums, *(total for _, total in pending)]:
                 self.assign(total, ops.zeros(total.shape, total.dtype))
@@ -385,7 +385,9 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             self.assign(rule._u_product, rule._u_product * ops.cast(beta, rule._u_product.dtype))
         constants = {}
         if isinstance(rule, AggregatedOptimizer):
-            constants = {dtype: rule.step_constants(dtype) for dtype in {arithmetic_dtype(v.dtype) for v in variables}}
+            constants = {
+                dtype: rule.step_constants(dtype) for dtype in {accumulation_dtype(v.dtype) for v in variables}
+            }
         self._move(grads[:certain], variables[:certain], learning_rate, constants)
         for g, v, moved in zip(grads[certain:], variables[certain:], moves[certain:], strict=True):
             self._do_if(moved, lambda g=g, v=v: self._move([g], [v], learning_rate, constants))
@@ -397,7 +399,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         *wrappers, rule = self.chain()
         _decay(rule, variables, learning_rate)
         for g, v in zip(grads, variables, strict=True):
-            of_this_dtype = constants.get(arithmetic_dtype(v.dtype))
+            of_this_dtype = constants.get(accumulation_dtype(v.dtype))
             rule.update_step(g, v, learning_rate, *([of_this_dtype] if of_this_dtype else []))
         for wrapper in reversed(wrappers):
             wrapper.after_update(variables)
@@ -519,7 +521,7 @@ def _decay(rule, variables, learning_rate):
         decays = [rule.weight_decay if rule.weight_decay and rule._use_weight_decay(v) else 0.0 for v in natives]
     for v, decay in zip(variables, decays, strict=True):
         if decay:
-            dtype = arithmetic_dtype(v.dtype)
+            dtype = accumulation_dtype(v.dtype)
             rule.assign(v, ops.cast(v, dtype) * (1 - ops.cast(learning_rate, dtype) * decay))
 
 

@@ -9,7 +9,7 @@ from keras import ops
 LOW_PRECISION = ("float16", "bfloat16")
 
 
-def arithmetic_dtype(dtype):
+def accumulation_dtype(dtype):
     """The dtype to compute in for a variable of `dtype`: float32, or float64 for float64."""
     dtype = keras.backend.standardize_dtype(dtype)
     return "float32" if dtype in LOW_PRECISION else dtype

@@ -143,7 +143,7 @@ class Adafactor(AggregatedOptimizer):
             for v, axes in zip(variables, self.factored_axes, strict=True)
         ]
         if self.has_momentum:
-            self.averages = self.add_optimizer_variables(variables, "average_step")
+            self.momentum_buffers = self.add_optimizer_variables(variables, "average_step")
 
     def step_constants(self, dtype):
         return {
@@ -160,9 +160,9 @@ class Adafactor(AggregatedOptimizer):
             scale = scale * ops.maximum(self.epsilon_2, _rms(w))
         u = scale * u
         if self.has_momentum:
-            (average,) = self.read(self.averages[index])
-            u = average + (u - average) * constants["new"]
-            self.assign(self.averages[index], u)
+            (buffer,) = self.read(self.momentum_buffers[index])
+            u = buffer + (u - buffer) * constants["new"]
+            self.assign(self.momentum_buffers[index], u)
         if decay := self.decay_of(index):
             u = u + rate * decay * w
         return w - u

@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_tricks._arguments import check_count, check_number
 from keras_tricks.optimizers._hyperparameter import Hyperparameter
-from keras_tricks.optimizers._moments import arithmetic_dtype
+from keras_tricks.optimizers._moments import accumulation_dtype
 from keras_tricks.optimizers._wrapper import OptimizerWrapper
 
 
@@ -75,7 +75,7 @@ class Lookahead(OptimizerWrapper):
 
     def _synchronize(self, variable):
         slow = self.slow_weights[self.variable_index(variable)]
-        dtype = arithmetic_dtype(variable.dtype)
+        dtype = accumulation_dtype(variable.dtype)
         before = ops.cast(slow, dtype)
         after = before + self.slow_step_size * (ops.cast(variable, dtype) - before)
         self.assign(slow, after)

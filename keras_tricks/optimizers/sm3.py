@@ -84,7 +84,7 @@ class SM3(AggregatedOptimizer):
             for v in variables
         ]
         if self.has_momentum:
-            self.averages = self.add_optimizer_variables(variables, "average_step")
+            self.momentum_buffers = self.add_optimizer_variables(variables, "average_step")
 
     def step_constants(self, dtype):
         return {"new": ops.cast(1 - self.momentum, dtype)}
@@ -101,9 +101,9 @@ class SM3(AggregatedOptimizer):
             self.assign(accumulator, a_k)
         u = g * ops.rsqrt(ops.maximum(n, SMALLEST))
         if self.has_momentum:
-            (average,) = self.read(self.averages[index])
-            u = average + (u - average) * constants["new"]
-            self.assign(self.averages[index], u)
+            (buffer,) = self.read(self.momentum_buffers[index])
+            u = buffer + (u - buffer) * constants["new"]
+            self.assign(self.momentum_buffers[index], u)
         return w - rate * u
 
     def get_config(self):
