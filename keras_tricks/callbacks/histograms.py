@@ -12,19 +12,18 @@ No paper; Keras' `TensorBoard(histogram_freq=1)` shows weights only.
 """
 
 import contextlib
-import math
 import pathlib
 import re
 import threading
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_tricks._arguments import check_count
 from keras_tricks._keras.optimizers import accumulation_steps, innermost_optimizer, stepping_optimizer
 from keras_tricks._keras.patches import Replacements, replace
 from keras_tricks.callbacks import _activations, _diagnosis, _tallies
+from keras_tricks.callbacks._records import record_of, write_summaries
 from keras_tricks.optimizers._aggregated import method_of_all_updates
 
 KINDS = ("weights", "gradients", "updates", "activations")
@@ -366,12 +365,12 @@ class Histograms(keras.callbacks.Callback):
                 counts, moments = self._weights() if kind == "weights" else self._counted[kind].take()
                 for i, (v, path) in enumerate(zip(self._variables, self._paths, strict=True)):
                     if counts[i].sum():
-                        records.append(_record(kind, path, v.shape, step, counts[i], moments[i]))
+                        records.append(record_of(kind, path, v.shape, step, counts[i], moments[i]))
         self.history += records
         if self._writer is not None:
             with self._writer.as_default(step=step):
                 for record in records:
-                    _write_summaries(record, self._tf)
+                    write_summaries(record, self._tf)
 
     def _weights(self):
         values = [ops.convert_to_tensor(v) for v in self._variables]
@@ -386,7 +385,7 @@ class Histograms(keras.callbacks.Callback):
             self._activations.layers, taken, strict=True
         ):
             if counts.sum():
-                record = _record("activations", path, (), step, counts, moments)
+                record = record_of("activations", path, (), step, counts, moments)
                 record["saturated"] = float(saturated / units) if units else None
                 record["alive"] = alive
                 record["is_output"] = layer is self._activations.output
@@ -406,57 +405,3 @@ def _check_pattern(pattern):
         re.compile(pattern)
     except re.error as error:
         raise ValueError(f"`layers` holds an invalid regular expression: {pattern!r} ({error}).") from error
-
-
-def _record(kind, path, shape, step, counts, moments):
-    finite = max(counts[: _tallies.NAN].sum(), 1)
-    mean = float(moments[2] / finite)
-    record = {
-        "what": kind,
-        "path": path,
-        "rank": len(shape),
-        "step": step,
-        "counts": counts,
-        "min": float(moments[0]),
-        "max": float(moments[1]),
-        "sum": float(moments[2]),
-        "sum_of_squares": float(moments[3]),
-        "mean": mean,
-        "std": math.sqrt(max(float(moments[3] / finite) - mean**2, 0.0)),
-        "zeros": float(counts[_tallies.ZERO] / counts.sum()),
-        "nan": int(counts[_tallies.NAN]),
-        "infinite": int(counts[_tallies.INFINITE]),
-    }
-    if kind != "activations":
-        passes = counts.sum() / max(math.prod(shape), 1)
-        record["norm"] = math.sqrt(moments[3] / passes)  # root mean square over the counted steps
-    return record
-
-
-def _write_summaries(record, tf):
-    kind, path = record["what"], record["path"]
-    edges = _tallies.bin_edges()
-    filled = np.flatnonzero(record["counts"][: _tallies.NAN])
-    if filled.size:
-        first, last = filled[0], filled[-1] + 1
-        rows = np.stack([edges[first:last], edges[first + 1 : last + 1], record["counts"][first:last]], axis=1)
-        _write(f"{kind}/{path}", rows, "histograms", tf)
-    scalars = ["zeros"]
-    if kind == "activations":
-        scalars += ["mean", "std"]
-        if len(record["alive"]):
-            _write(f"{kind}_dead/{path}", np.float32(1 - record["alive"].mean()), "scalars", tf)
-        if record["saturated"] is not None:
-            scalars.append("saturated")
-    else:
-        scalars.append("norm")
-    for name in scalars:
-        _write(f"{kind}_{name}/{path}", np.float32(record[name]), "scalars", tf)
-    if record["nan"] or record["infinite"]:
-        _write(f"{kind}_not_finite/{path}", np.float32(record["nan"] + record["infinite"]), "scalars", tf)
-
-
-def _write(tag, value, plugin, tf):
-    # tf.summary.histogram bins raw values and needs the tensorboard package; these are binned already.
-    data = tf.compat.v1.SummaryMetadata.PluginData(plugin_name=plugin)
-    tf.summary.write(tag, value, metadata=tf.compat.v1.SummaryMetadata(plugin_data=data))

@@ -4,11 +4,13 @@
       -> cast to float32, all-reduce (sum; Keras divides the loss by the number of replicas)
       -> merge repeated rows of sparse gradients, give each gradient the static shape of its variable
       -> accumulate, every `gradient_accumulation_steps`-th call goes on
-      -> clip -> decay -> update_step -> constraint -> moving average of the weights     (compiled by XLA where it wins)
+      -> clip -> decay -> step, the rule -> constraint -> moving average of the weights  (compiled by XLA where it wins)
 
 Keras 3.15 clips and accumulates before the all-reduce, which changes the result with the number of replicas and crashes
 under `MirroredStrategy`. Here each replica sees the aggregated gradient and then takes the same step on its own copy of
 the variables, so nothing needs a merge call inside a condition, and one device, several replicas and XLA agree.
+
+The file is long because the order of one step is worth reading in one place.
 
 Beside the ground floor, `_keras`, this is the only file that touches hooks of Keras which are not public; they stand in
 PRIVATE_HOOKS. `tests/optimizers/test_aggregated.py` fails with the name of one that Keras moves, and
