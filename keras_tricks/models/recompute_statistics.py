@@ -107,15 +107,17 @@ class _Moments:
         self.count, self.mean, self.deviations = 0.0, 0.0, 0.0
 
     def add(self, x, mask, axis):
-        x = np.moveaxis(np.asarray(x, "float64"), axis, -1)
+        x = np.moveaxis(x, axis, -1)
         if mask is not None:
             # The mask lacks the last axis of the inputs, which the layer then has as its channels.
             x = x[np.broadcast_to(np.asarray(mask, bool), x.shape[:-1])]
         x = x.reshape(-1, x.shape[-1])
         if not len(x):
             return
-        count, mean = len(x), x.mean(axis=0)
-        deviations = np.square(x - mean).sum(axis=0)
+        count, mean = len(x), x.mean(axis=0, dtype="float64")
+        # Around a constant c near the mean, which keeps the tensor in float32: Σ (x - μ)² = Σ (x - c)² - n (μ - c)².
+        constant = mean.astype(x.dtype)
+        deviations = np.square(x - constant).sum(axis=0, dtype="float64") - count * np.square(mean - constant)
         total = self.count + count
         apart = mean - self.mean
         self.mean = self.mean + apart * count / total
