@@ -18,7 +18,7 @@ import numpy as np
 from keras import ops
 
 from keras_tricks._arguments import check_count, check_flag, check_number
-from keras_tricks._keras.optimizers import accumulation_steps, innermost_optimizer
+from keras_tricks._keras.optimizers import accumulation_steps, innermost_optimizer, schedule_of
 from keras_tricks._keras.patches import Replacements
 from keras_tricks._keras.replicas import scope_of
 from keras_tricks._keras.snapshot import attributes_restored, copies, remember
@@ -360,14 +360,13 @@ def _check_rate(optimizer):
         )
     if isinstance(optimizer.learning_rate, keras.Variable):
         return None
-    # Keras has a setter for a schedule, but only gives out its present value.
-    schedules = [v for v in vars(optimizer).values() if isinstance(v, keras.optimizers.schedules.LearningRateSchedule)]
-    if len(schedules) != 1:
+    schedule = schedule_of(optimizer)
+    if schedule is None:
         raise ValueError(
             f"LRFinder: the optimizer {optimizer.name!r} has a function as its learning rate, which cannot be set "
             "aside. Compile the model with a number or a LearningRateSchedule."
         )
-    return schedules[0]
+    return schedule
 
 
 def _is_array(data):
