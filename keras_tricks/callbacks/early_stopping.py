@@ -14,7 +14,6 @@ Prechelt, 1998; with |E_opt| for errors that are below zero, equal to his for th
 `keras.callbacks.EarlyStopping`, except that NaN never is the best.
 """
 
-import itertools
 import math
 import numbers
 import pathlib
@@ -25,6 +24,14 @@ import keras
 import numpy as np
 
 from keras_tricks._arguments import check_count, check_flag, check_number
+from keras_tricks.callbacks._criteria import (
+    finite_or_nan,
+    generalization_loss,
+    grew,
+    nan_is_worst,
+    ratio,
+    training_progress,
+)
 from keras_tricks.callbacks._state import assign_weights, averaging_of, load_arrays, save_arrays
 
 CRITERIA = ("patience", "GL", "PQ", "UP", "gap")
@@ -249,10 +256,10 @@ class EarlyStopping(keras.callbacks.Callback):
     # The criteria look at the whole history, so a resumed run decides as an uninterrupted one.
 
     def _errors(self):
-        return [_nan_is_worst(self._sign * value) for _, value, _ in self.history]
+        return [nan_is_worst(self._sign * value) for _, value, _ in self.history]
 
     def _train_errors(self):
-        return [_nan_is_worst(self._train_sign * train) for _, _, train in self.history]
+        return [nan_is_worst(self._train_sign * train) for _, _, train in self.history]
 
     def _judge_patience(self):
         best, waited = math.inf, 0
@@ -281,7 +288,7 @@ class EarlyStopping(keras.callbacks.Callback):
             return None
         loss = generalization_loss(self._errors())
         progress = training_progress(self._train_errors()[-self.strip :])
-        quotient = _quotient(loss, progress)
+        quotient = ratio(loss, progress)
         if quotient <= self.alpha:
             return None
         return (
@@ -292,7 +299,7 @@ class EarlyStopping(keras.callbacks.Callback):
 
     def _judge_up(self):
         ends = self._errors()[self.strip - 1 :: self.strip]
-        if len(self.history) % self.strip or not _grew(ends, self.successive):
+        if len(self.history) % self.strip or not grew(ends, self.successive):
             return None
         return (
             f"{self._last_in_words()}; at the end of a strip of {self.strip} checks it was worse than a strip before, "
@@ -302,10 +309,10 @@ class EarlyStopping(keras.callbacks.Callback):
     def _judge_gap(self):
         if len(self.history) % self.strip:
             return None
-        gaps = np.subtract(_finite_or_nan(self._errors()), _finite_or_nan(self._train_errors()))
+        gaps = np.subtract(finite_or_nan(self._errors()), finite_or_nan(self._train_errors()))
         # Below zero, where training's mean over the epoch lags behind, a gap that closes is no overfitting.
-        means = [_nan_is_worst(max(m, 0.0)) for m in gaps.reshape(-1, self.strip).mean(axis=1).tolist()]
-        if not _grew(means, self.successive, self.min_delta):
+        means = [nan_is_worst(max(m, 0.0)) for m in gaps.reshape(-1, self.strip).mean(axis=1).tolist()]
+        if not grew(means, self.successive, self.min_delta):
             return None
         shown = " to ".join(f"{m:.4g}" for m in means[-self.successive - 1 :])
         return f"the gap between {self.train_monitor} and {self.monitor} grew from {shown}; {self._best_in_words()}"
@@ -374,44 +381,6 @@ class EarlyStopping(keras.callbacks.Callback):
                     "model or of a run without `restore_best_weights`. Delete it, or use another `backup_dir`."
                 )
             self._best_weights = weights
-
-
-def generalization_loss(errors):
-    """Prechelt's GL of the last error, percent above the lowest of all; infinite if it is not finite."""
-    lowest, last = min(errors), errors[-1]
-    if last == math.inf:
-        return math.inf
-    if last == lowest:
-        return 0.0
-    return 100 * _quotient(last - lowest, abs(lowest))
-
-
-def training_progress(errors):
-    """Prechelt's P of the training errors in a strip: per mille by which their mean lies above the lowest."""
-    lowest = min(errors)
-    if not math.isfinite(lowest):
-        return 0.0
-    return 1000 * _quotient(sum(errors) / len(errors) - lowest, abs(lowest))
-
-
-def _quotient(a, b):
-    if a == 0 or (math.isinf(b) and not math.isinf(a)):
-        return 0.0
-    return math.inf if b == 0 or math.isinf(a) else a / b
-
-
-def _grew(values, times, by=0):
-    """Whether each of the last `times` values exceeds the one before it; an infinite one exceeds any."""
-    pairs = list(itertools.pairwise(values))[-times:]
-    return len(pairs) == times and all(new > old + by or new == math.inf for old, new in pairs)
-
-
-def _nan_is_worst(error):
-    return math.inf if math.isnan(error) else error
-
-
-def _finite_or_nan(errors):
-    return [error if math.isfinite(error) else math.nan for error in errors]
 
 
 def _sign(monitor, mode):
