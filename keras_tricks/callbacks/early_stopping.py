@@ -1,19 +1,10 @@
 """Early stopping by patience, by Prechelt's three classes of criteria, or by the gap between training and validation.
 
-    E(t): validation error at check t       E_opt(t) = min of E(1..t)       T(t): training error       k: strip
-
-    GL(t) = 100 · (E(t) - E_opt(t)) / |E_opt(t)|                        generalisation loss, percent
-    P(t)  = 1000 · (mean T(t-k+1..t) - min T(t-k+1..t)) / |min T(..)|   training progress in a strip, per mille
-
-    GL   stop when GL(t) > alpha
-    PQ   stop at the end of a strip when GL(t) / P(t) > alpha
-    UP   stop at the end of a strip when E(t) > E(t-k), so many strips in succession
-    gap  stop at the end of a strip when max(0, mean of E - T over the strip) has grown, so many strips in succession
-
-Prechelt, 1998; with |E_opt| for errors that are below zero, equal to his for those above. "patience" is the rule of
-`keras.callbacks.EarlyStopping`, except that NaN never is the best.
+The criteria and their formulas stand in `_criteria`; here are the checks, the best weights, and the state that survives
+a restart. Prechelt, 1998. "patience" is the rule of `keras.callbacks.EarlyStopping`, except that NaN never is the best.
 """
 
+import inspect
 import math
 import numbers
 import pathlib
@@ -24,27 +15,8 @@ import keras
 import numpy as np
 
 from keras_tricks._arguments import check_count, check_flag, check_number
-from keras_tricks.callbacks._criteria import (
-    finite_or_nan,
-    generalization_loss,
-    grew,
-    nan_is_worst,
-    ratio,
-    training_progress,
-)
+from keras_tricks.callbacks._criteria import CRITERIA, Checks
 from keras_tricks.callbacks._state import assign_weights, averaging_of, load_arrays, save_arrays
-
-CRITERIA = ("patience", "GL", "PQ", "UP", "gap")
-ALPHA = {"GL": 5.0, "PQ": 1.0}
-# Which arguments a criterion uses; any other that is set would do nothing, and is refused.
-USED = {
-    "patience": {"patience", "min_delta", "baseline"},
-    "GL": {"alpha"},
-    "PQ": {"alpha", "strip"},
-    "UP": {"strip", "successive"},
-    "gap": {"strip", "successive", "min_delta"},
-}
-DEFAULTS = {"alpha": None, "strip": 5, "successive": 2, "patience": 0, "min_delta": 0, "baseline": None}
 
 FALLING = r"loss|error|mae|mse|rmse|mape|msle|logcosh|crossentropy|entropy|divergence|hinge|poisson|perplexity"
 RISING = r"accuracy|acc|auc|precision|recall|f1|f1_score|fbeta_score|iou|io_u|r2|r2_score|similarity"
@@ -128,6 +100,7 @@ class EarlyStopping(keras.callbacks.Callback):
         super().__init__()
         if criterion not in CRITERIA:
             raise ValueError(f"`criterion` must be one of {', '.join(CRITERIA)}. Received: criterion={criterion!r}")
+        rule = CRITERIA[criterion]
         given = {
             "alpha": alpha,
             "strip": strip,
@@ -136,9 +109,10 @@ class EarlyStopping(keras.callbacks.Callback):
             "min_delta": min_delta,
             "baseline": baseline,
         }
+        defaults = inspect.signature(EarlyStopping).parameters
         for name, value in given.items():
-            if name not in USED[criterion] and value != DEFAULTS[name]:
-                users = [c for c in CRITERIA if name in USED[c]]
+            if name not in rule.arguments() and value != defaults[name].default:
+                users = [other for other in CRITERIA if name in CRITERIA[other].arguments()]
                 raise ValueError(
                     f"`{name}` has no effect on criterion={criterion!r}; it is for {', '.join(users)}. "
                     f"Received: {name}={value!r}"
@@ -150,7 +124,10 @@ class EarlyStopping(keras.callbacks.Callback):
             ("start_from_epoch", start_from_epoch, 0),
         ):
             check_count(name, value, at_least=lowest)
-        alpha = ALPHA.get(criterion) if alpha is None else check_number("alpha", alpha, above=0)
+        if alpha is not None:
+            alpha = check_number("alpha", alpha, above=0)
+        elif "alpha" in rule.arguments():
+            alpha = rule.alpha
         check_number("min_delta", min_delta, at_least=0)
         if baseline is not None:
             check_number("baseline", baseline)
@@ -166,7 +143,7 @@ class EarlyStopping(keras.callbacks.Callback):
             )
         self.criterion = criterion
         self.monitor = monitor
-        self.train_monitor = train_monitor if criterion in ("PQ", "gap") else None
+        self.train_monitor = train_monitor if rule.sees_training else None
         self.alpha = alpha
         self.strip = strip
         self.successive = successive
@@ -178,7 +155,7 @@ class EarlyStopping(keras.callbacks.Callback):
         self.validation_freq = validation_freq
         self.backup_dir = None if backup_dir is None else pathlib.Path(backup_dir)
         self.verbose = verbose
-        self._sign = _sign(monitor, mode)
+        self._sign, self._train_sign = _sign(monitor, mode), None
         if self.train_monitor is not None:
             same = monitor == f"val_{train_monitor}"
             self._train_sign = self._sign if same else _sign(train_monitor, "auto")
@@ -205,10 +182,10 @@ class EarlyStopping(keras.callbacks.Callback):
             train = math.nan if self.train_monitor is None else float(logs[self.train_monitor])
             self.history.append((epoch, value, train))
             self._keep_if_best(epoch, value)
-            reason = getattr(self, f"_judge_{self.criterion.lower()}")()
+            reason = self._reason_to_stop()
             if reason is not None:
                 self.stopped_epoch = epoch
-                self.stopped_because = f"{self.criterion}, after epoch {epoch + 1}: {reason}."
+                self.stopped_because = f"{self.criterion}, after epoch {epoch + 1}: {reason}; {self._best_in_words()}."
                 self.model.stop_training = True
                 if self.verbose:
                     print(f"Early stopping by {self.stopped_because}")
@@ -253,72 +230,10 @@ class EarlyStopping(keras.callbacks.Callback):
             averaging = averaging_of(self.model) if self.monitor.startswith("val_") else None
             self._best_weights = self.model.get_weights() if averaging is None else averaging.evaluated_weights()
 
-    # The criteria look at the whole history, so a resumed run decides as an uninterrupted one.
-
-    def _errors(self):
-        return [nan_is_worst(self._sign * value) for _, value, _ in self.history]
-
-    def _train_errors(self):
-        return [nan_is_worst(self._train_sign * train) for _, _, train in self.history]
-
-    def _judge_patience(self):
-        best, waited = math.inf, 0
-        baseline = math.inf if self.baseline is None else self._sign * self.baseline
-        for error in self._errors():
-            waited += 1
-            improves = error + self.min_delta < best
-            if improves:
-                best = error
-                if self.baseline is None or error + self.min_delta < baseline:
-                    waited = 0
-        if improves or waited < self.patience or self.history[-1][0] == 0:
-            return None
-        return f"{waited} checks without improvement; {self._best_in_words()}"
-
-    def _judge_gl(self):
-        loss = generalization_loss(self._errors())
-        if loss <= self.alpha:
-            return None
-        return (
-            f"{self._last_in_words()}, {loss:.3g} % worse than the best (alpha={self.alpha:g}); {self._best_in_words()}"
-        )
-
-    def _judge_pq(self):
-        if len(self.history) % self.strip:
-            return None
-        loss = generalization_loss(self._errors())
-        progress = training_progress(self._train_errors()[-self.strip :])
-        quotient = ratio(loss, progress)
-        if quotient <= self.alpha:
-            return None
-        return (
-            f"{self._last_in_words()}, {loss:.3g} % worse than the best, while {self.train_monitor} progressed by "
-            f"{progress:.3g} per mille in {self.strip} checks: quotient {quotient:.3g} (alpha={self.alpha:g}); "
-            f"{self._best_in_words()}"
-        )
-
-    def _judge_up(self):
-        ends = self._errors()[self.strip - 1 :: self.strip]
-        if len(self.history) % self.strip or not grew(ends, self.successive):
-            return None
-        return (
-            f"{self._last_in_words()}; at the end of a strip of {self.strip} checks it was worse than a strip before, "
-            f"{self.successive} times in a row; {self._best_in_words()}"
-        )
-
-    def _judge_gap(self):
-        if len(self.history) % self.strip:
-            return None
-        gaps = np.subtract(finite_or_nan(self._errors()), finite_or_nan(self._train_errors()))
-        # Below zero, where training's mean over the epoch lags behind, a gap that closes is no overfitting.
-        means = [nan_is_worst(max(m, 0.0)) for m in gaps.reshape(-1, self.strip).mean(axis=1).tolist()]
-        if not grew(means, self.successive, self.min_delta):
-            return None
-        shown = " to ".join(f"{m:.4g}" for m in means[-self.successive - 1 :])
-        return f"the gap between {self.train_monitor} and {self.monitor} grew from {shown}; {self._best_in_words()}"
-
-    def _last_in_words(self):
-        return f"{self.monitor} is {self.history[-1][1]:.4g}"
+    def _reason_to_stop(self):
+        rule = CRITERIA[self.criterion]
+        rule = rule(**{name: getattr(self, name) for name in rule.arguments()})
+        return rule.reason(Checks(self.history, self.monitor, self.train_monitor, self._sign, self._train_sign))
 
     def _best_in_words(self):
         if self.best is None:
