@@ -79,13 +79,7 @@ class _StandardizesKernel:
         layer.set_weights([self.standardize(self.kernel)] + ([self.bias] if self.use_bias else []))
         return [layer]
 
-    def get_config(self):
-        return {**super().get_config(), "gain": self.use_gain, "epsilon": self.epsilon}
-
-
-class _SavesGain(_StandardizesKernel):
-    """For Keras layers that save the weights they know by name and no other."""
-
+    # Keras' convolutions and `Dense` save their own weights, with LoRA's merged into the kernel; `gain` comes on top.
     def save_own_variables(self, store):
         super().save_own_variables(store)
         if self.built and self.gain is not None:
@@ -96,8 +90,13 @@ class _SavesGain(_StandardizesKernel):
         if self.built and self.gain is not None:
             self.gain.assign(store["gain"])
 
+    def get_config(self):
+        return {**super().get_config(), "gain": self.use_gain, "epsilon": self.epsilon}
 
-class _StandardizesConvolution(_SavesGain):
+
+class _Convolution:
+    """The call of convolutions of any rank with the standardised kernel."""
+
     def convolution_op(self, inputs, kernel):
         return ops.conv(
             inputs,
@@ -167,19 +166,19 @@ def _documented(what, gain, args, shape, output):
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
 @_documented("1D convolution", "(filters,)", '8, 3, padding="same"', (2, 9, 4), (2, 9, 8))
-class WSConv1D(_StandardizesConvolution, keras.layers.Conv1D):
+class WSConv1D(_StandardizesKernel, _Convolution, keras.layers.Conv1D):
     plain = keras.layers.Conv1D
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
 @_documented("2D convolution", "(filters,)", '8, 3, padding="same"', (2, 9, 9, 4), (2, 9, 9, 8))
-class WSConv2D(_StandardizesConvolution, keras.layers.Conv2D):
+class WSConv2D(_StandardizesKernel, _Convolution, keras.layers.Conv2D):
     plain = keras.layers.Conv2D
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
 @_documented("3D convolution", "(filters,)", '8, 3, padding="same"', (2, 5, 5, 5, 4), (2, 5, 5, 5, 8))
-class WSConv3D(_StandardizesConvolution, keras.layers.Conv3D):
+class WSConv3D(_StandardizesKernel, _Convolution, keras.layers.Conv3D):
     plain = keras.layers.Conv3D
 
 
@@ -189,9 +188,12 @@ class WSConv3D(_StandardizesConvolution, keras.layers.Conv3D):
 )
 class WSDepthwiseConv2D(_StandardizesKernel, keras.layers.DepthwiseConv2D):
     plain = keras.layers.DepthwiseConv2D
-    unit_axes = (
-        2  # a kernel of shape (height, width, channels, depth_multiplier): each output sees height · width inputs
-    )
+    # A kernel of shape (height, width, channels, depth_multiplier): each output sees height · width inputs.
+    unit_axes = 2
+
+    # `DepthwiseConv2D` saves all weights that it has, as any layer does.
+    save_own_variables = keras.layers.Layer.save_own_variables
+    load_own_variables = keras.layers.Layer.load_own_variables
 
     def call(self, inputs):
         outputs = ops.depthwise_conv(
@@ -209,7 +211,7 @@ class WSDepthwiseConv2D(_StandardizesKernel, keras.layers.DepthwiseConv2D):
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
 @_documented("Densely connected layer", "(units,)", "8", (2, 4), (2, 8))
-class WSDense(_SavesGain, keras.layers.Dense):
+class WSDense(_StandardizesKernel, keras.layers.Dense):
     plain = keras.layers.Dense
 
     def call(self, inputs, training=None):
