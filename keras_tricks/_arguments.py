@@ -43,6 +43,15 @@ def check_count(name, value, at_least=1, hint=""):
     return int(value)
 
 
+def check_choice(name, value, choices):
+    """Returns `value` if it is one of `choices`, of which an error gives the list; raises ValueError otherwise."""
+    choices = list(choices)
+    if value not in choices:
+        *others, last = map(repr, choices)
+        raise ValueError(f"`{name}` must be {', '.join(others)} or {last}. Received: {name}={value!r}")
+    return value
+
+
 def check_flag(name, value):
     """Returns `value` if it is True or False; raises TypeError otherwise."""
     if not isinstance(value, bool):

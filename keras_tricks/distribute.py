@@ -10,6 +10,8 @@ two strategies of different size in one process break each other, and `steps_per
 
 import keras
 
+from keras_tricks._arguments import check_choice, check_count
+
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "bfloat16", "float16", "float64")
 
 
@@ -40,14 +42,10 @@ def setup(replicas=None, precision="float32", xla=False, device=None):
     >>> import keras_tricks as kt
     >>> strategy = kt.distribute.setup()
     """
-    if replicas is not None and (isinstance(replicas, bool) or not isinstance(replicas, int)):
-        raise TypeError(f"`replicas` must be None or an int. Received: replicas={replicas!r}")
-    if replicas is not None and replicas < 1:
-        raise ValueError(f"`replicas` must be at least 1. Received: replicas={replicas}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"`precision` must be one of {', '.join(PRECISIONS)}. Received: precision={precision!r}")
-    if device not in (None, "GPU", "CPU"):
-        raise ValueError(f"`device` must be 'GPU', 'CPU' or None. Received: device={device!r}")
+    if replicas is not None:
+        check_count("replicas", replicas, hint=" None stands for all visible GPUs.")
+    check_choice("precision", precision, PRECISIONS)
+    check_choice("device", device, ("GPU", "CPU", None))
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(
             f"`distribute.setup` makes a tf.distribute strategy; this is the {keras.backend.backend()} backend. Use "

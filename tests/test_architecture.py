@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "_arguments": (),
     "_keras": (),
     "_labels": ("_arguments",),
-    "distribute": (),
+    "distribute": ("_arguments",),
     "initializers": (),
     "schedules": ("_arguments",),
     "optimizers": ("_arguments", "_keras"),

@@ -1,4 +1,4 @@
-"""Numbers that are none are refused where losses, metrics, schedules and data take one, under the argument's name."""
+"""Numbers and choices that are none are refused wherever one is taken, under the argument's name."""
 
 import pytest
 import tensorflow as tf
@@ -99,3 +99,23 @@ def test_what_is_no_such_number_is_refused_by_name(make, argument, values):
             continue
         with pytest.raises((TypeError, ValueError), match=f"`{argument}`.*Received"):
             make(value)
+
+
+CHOICES = [
+    (lambda v: kt.schedules.CyclicalLearningRate(0.1, 0.2, 4, mode=v), "mode"),
+    (lambda v: kt.schedules.OneCycle(0.1, 10, definition=v), "definition"),
+    (lambda v: kt.losses.ClassBalanced(COUNTS, base=v), "base"),
+    (lambda v: kt.metrics.ShotAccuracy(COUNTS, v), "group"),
+    (lambda v: kt.layers.ACConv2D(4, 3, gamma=v), "gamma"),
+    (lambda v: kt.data.drop_corrupt(on_error=v), "on_error"),
+    (lambda v: kt.callbacks.LRFinder(mode=v), "mode"),
+    (lambda v: kt.callbacks.EarlyStopping(v), "criterion"),
+    (lambda v: kt.distribute.setup(device=v), "device"),
+]
+
+
+@pytest.mark.parametrize(("make", "argument"), CHOICES, ids=[name for _, name in CHOICES])
+@pytest.mark.parametrize("value", ["none such", 3, ["exp"]], ids=str)
+def test_what_is_none_of_the_choices_is_answered_with_all_of_them(make, argument, value):
+    with pytest.raises(ValueError, match=rf"`{argument}` must be '\w+'.* or ('\w+'|None)\. Received: {argument}="):
+        make(value)

@@ -14,7 +14,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_tricks._arguments import check_count, check_flag, check_number
+from keras_tricks._arguments import check_choice, check_count, check_flag, check_number
 from keras_tricks.callbacks._criteria import CRITERIA, Checks
 from keras_tricks.callbacks._state import assign_weights, averaging_of, load_arrays, save_arrays
 
@@ -98,9 +98,7 @@ class EarlyStopping(keras.callbacks.Callback):
         verbose=0,
     ):
         super().__init__()
-        if criterion not in CRITERIA:
-            raise ValueError(f"`criterion` must be one of {', '.join(CRITERIA)}. Received: criterion={criterion!r}")
-        rule = CRITERIA[criterion]
+        rule = CRITERIA[check_choice("criterion", criterion, CRITERIA)]
         given = {
             "alpha": alpha,
             "strip": strip,
@@ -134,8 +132,7 @@ class EarlyStopping(keras.callbacks.Callback):
         for epochs in validation_freq if isinstance(validation_freq, list | tuple | set) else [validation_freq]:
             check_count("validation_freq", epochs)
         check_flag("restore_best_weights", restore_best_weights)
-        if mode not in ("auto", "min", "max"):
-            raise ValueError(f"`mode` must be 'auto', 'min' or 'max'. Received: mode={mode!r}")
+        check_choice("mode", mode, ("auto", "min", "max"))
         if criterion == "gap" and monitor != f"val_{train_monitor}":
             raise ValueError(
                 "criterion='gap' is the difference of one value on two sets: with `monitor='val_NAME'`, set "

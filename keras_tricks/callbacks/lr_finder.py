@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_tricks._arguments import check_count, check_flag, check_number
+from keras_tricks._arguments import check_choice, check_count, check_flag, check_number
 from keras_tricks._keras.optimizers import accumulation_steps, innermost_optimizer, schedule_of
 from keras_tricks._keras.patches import Replacements
 from keras_tricks._keras.replicas import scope_of
@@ -78,11 +78,9 @@ class LRFinder(keras.callbacks.Callback):
             "max_learning_rate", max_learning_rate, above=low, hint=" It must be above `min_learning_rate`."
         )
         steps = check_count("steps", steps, at_least=SHORTEST)
-        if mode not in ("exp", "linear"):
-            raise ValueError(f"`mode` must be 'exp' or 'linear'. Received: mode={mode!r}")
         self.smoothing = check_number("smoothing", smoothing, at_least=0, below=1)
         self.divergence = check_number("divergence", divergence, above=1)
-        self.mode = mode
+        self.mode = check_choice("mode", mode, ("exp", "linear"))
         self.learning_rates = (np.geomspace if mode == "exp" else np.linspace)(low, high, steps)
         self.result = None
         self._put_back = None

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import logging
 
-from keras_tricks._arguments import check_flag
+from keras_tricks._arguments import check_choice, check_flag
 from keras_tricks._labels.elements import called_with, require_dataset, require_tensorflow, tf
 from keras_tricks.data import checks as ready_checks
 
@@ -64,8 +64,7 @@ def drop_corrupt(checks=None, on_error="drop", count_first=False):
     {'not finite': 1, 'label outside 0..1': 1}
     """
     require_tensorflow("drop_corrupt")
-    if on_error not in ("drop", "raise"):
-        raise ValueError(f'`on_error` must be "drop" or "raise". Received: {on_error!r}')
+    check_choice("on_error", on_error, ("drop", "raise"))
     return _Cleaning(_as_checks(checks), on_error, check_flag("count_first", count_first))
 
 

@@ -8,7 +8,7 @@ Cao et al., 2019, arXiv:1906.07413, whose code gives these very counts (5000, 29
 
 import numpy as np
 
-from keras_tricks._arguments import check_count, check_number
+from keras_tricks._arguments import check_choice, check_count, check_number
 from keras_tricks._labels.elements import require_dataset, require_tensorflow, tf
 from keras_tricks._labels.labels import label_batches, one_label
 
@@ -53,8 +53,7 @@ def make_long_tailed(num_classes, imbalance=100, profile="exp", label=None, seed
     require_tensorflow("make_long_tailed")
     num_classes = check_count("num_classes", num_classes, at_least=2)
     imbalance = check_number("imbalance", imbalance, at_least=1)
-    if profile not in ("exp", "step"):
-        raise ValueError(f'`profile` must be "exp" or "step". Received: {profile!r}')
+    check_choice("profile", profile, ("exp", "step"))
     seed = check_count("seed", seed, at_least=0)
 
     def transform(dataset):

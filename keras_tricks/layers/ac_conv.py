@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_tricks._arguments import check_flag, check_number
+from keras_tricks._arguments import check_choice, check_flag, check_number
 from keras_tricks.layers._signature import with_arguments_of
 from keras_tricks.layers.extended_batch_normalization import ExtendedBatchNormalization
 
@@ -98,10 +98,8 @@ class ACConv2D(keras.layers.Conv2D):
             raise ValueError(_NO_LORA)
         super().__init__(filters, kernel_size, strides, padding, *args, **kwargs)
         _check_kernel_size(self.kernel_size)
-        _check_choice("normalization", normalization, _NORMALIZATIONS)
-        _check_choice("gamma", gamma, _GAMMAS)
-        self.normalization = normalization
-        self.gamma = gamma
+        self.normalization = check_choice("normalization", normalization, _NORMALIZATIONS)
+        self.gamma = check_choice("gamma", gamma, _GAMMAS)
         self.momentum = check_number("momentum", momentum, at_least=0, at_most=1)
         self.epsilon = check_number("epsilon", epsilon, at_least=0)
         self.synchronized = check_flag("synchronized", synchronized)
@@ -273,11 +271,6 @@ def _check_kernel_size(sizes):
                 f"same shape at the same place. Received: kernel_size={sizes}. Use `keras.layers.Conv2D` and a "
                 "normalisation."
             )
-
-
-def _check_choice(argument, value, choices):
-    if value not in choices:
-        raise ValueError(f"`{argument}` must be one of {', '.join(map(repr, choices))}. Received: {argument}={value!r}")
 
 
 def _for_branch(initializer, branch):

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_tricks._arguments import check_number
+from keras_tricks._arguments import check_choice, check_number
 from keras_tricks.losses._class_loss import ClassCountsLoss
 from keras_tricks.losses.focal import check_gamma, focal_loss
 
@@ -69,9 +69,7 @@ class ClassBalanced(ClassCountsLoss):
         name="class_balanced",
     ):
         self.beta = check_beta(beta)
-        if base not in BASES:
-            raise ValueError(f"`base` must be one of {', '.join(BASES)}. Received: base={base!r}")
-        self.base = base
+        self.base = check_choice("base", base, BASES)
         self.applies = "Sigmoid" if base.startswith("sigmoid") else "Softmax"
         self.gamma = check_gamma(gamma)
         super().__init__(class_counts, from_logits, reduction, name)

@@ -8,7 +8,7 @@ The three figures in which results on long-tailed data are given since Liu et al
 
 import keras
 
-from keras_tricks._arguments import check_count
+from keras_tricks._arguments import check_choice, check_count
 from keras_tricks._labels.class_counts import as_class_counts
 from keras_tricks.metrics._recalls import MeanRecall
 
@@ -58,8 +58,7 @@ class ShotAccuracy(MeanRecall):
 
     def __init__(self, class_counts, group, many=100, few=20, name=None, dtype=None):
         counts = as_class_counts(class_counts)
-        if group not in GROUPS:
-            raise ValueError(f"`group` must be 'many', 'medium' or 'few'. Received: group={group!r}")
+        check_choice("group", group, GROUPS)
         many, few = check_bounds(many, few)
         classes = groups_of(counts, many, few)[group]
         if not classes.any():

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_tricks._arguments import check_number
+from keras_tricks._arguments import check_choice, check_number
 
 MODES = ("triangular", "triangular2", "exp_range")
 
@@ -64,12 +64,10 @@ class CyclicalLearningRate(keras.optimizers.schedules.LearningRateSchedule):
         name="CyclicalLearningRate",
     ):
         super().__init__()
-        if mode not in MODES:
-            raise ValueError(f"`mode` must be one of {', '.join(MODES)}. Received: mode={mode!r}")
+        check_choice("mode", mode, MODES)
         if scale_fn is not None and not callable(scale_fn):
             raise TypeError(f"`scale_fn` must be None or a function. Received: scale_fn={scale_fn!r}")
-        if scale_mode not in ("cycle", "iterations"):
-            raise ValueError(f"`scale_mode` must be 'cycle' or 'iterations'. Received: scale_mode={scale_mode!r}")
+        check_choice("scale_mode", scale_mode, ("cycle", "iterations"))
         self.initial_learning_rate = check_number("initial_learning_rate", initial_learning_rate, at_least=0)
         self.maximal_learning_rate = check_number("maximal_learning_rate", maximal_learning_rate, at_least=0)
         self.step_size = check_number("step_size", step_size, above=0)

@@ -14,7 +14,7 @@ import math
 import keras
 from keras import ops
 
-from keras_tricks._arguments import check_count, check_flag, check_number
+from keras_tricks._arguments import check_choice, check_count, check_flag, check_number
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
@@ -77,13 +77,9 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
         self.pct_start = check_number("pct_start", pct_start, at_least=0, at_most=1)
         self.div_factor = check_number("div_factor", div_factor, above=0)
         self.final_div_factor = check_number("final_div_factor", final_div_factor, above=0)
-        if anneal_strategy not in ("cos", "linear"):
-            raise ValueError(
-                f"`anneal_strategy` must be 'cos' or 'linear'. Received: anneal_strategy={anneal_strategy!r}"
-            )
+        check_choice("anneal_strategy", anneal_strategy, ("cos", "linear"))
         check_flag("three_phase", three_phase)
-        if definition not in ("torch", "fastai"):
-            raise ValueError(f"`definition` must be 'torch' or 'fastai'. Received: definition={definition!r}")
+        check_choice("definition", definition, ("torch", "fastai"))
         if three_phase and definition == "fastai":
             raise ValueError(
                 "fastai defines no third phase. Received: three_phase=True, definition='fastai'. Leave one of them out."

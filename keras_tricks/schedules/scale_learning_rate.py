@@ -7,7 +7,7 @@ Goyal et al., 2017, arXiv:1706.02677 (linear, SGD with momentum); You et al., 20
 
 import math
 
-from keras_tricks._arguments import check_count, check_number
+from keras_tricks._arguments import check_choice, check_count, check_number
 
 
 def scale_learning_rate(base, *sizes, batch_size=None, base_batch_size=None, rule="linear"):
@@ -46,6 +46,5 @@ def scale_learning_rate(base, *sizes, batch_size=None, base_batch_size=None, rul
         )
     base = check_number("base", base, above=0)
     ratio = check_count("batch_size", batch_size) / check_count("base_batch_size", base_batch_size)
-    if rule not in ("linear", "sqrt"):
-        raise ValueError(f"`rule` must be 'linear' or 'sqrt'. Received: rule={rule!r}")
+    check_choice("rule", rule, ("linear", "sqrt"))
     return base * (ratio if rule == "linear" else math.sqrt(ratio))

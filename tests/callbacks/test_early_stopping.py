@@ -308,7 +308,7 @@ def test_it_stops_a_compiled_fit_with_several_steps_an_execution():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"criterion": "val_loss"}, "must be one of patience, GL"),
+        ({"criterion": "val_loss"}, "must be 'patience', 'GL'"),
         ({"patience": 3, "criterion": "GL"}, "`patience` has no effect"),
         ({"alpha": 3}, "`alpha` has no effect on criterion='patience'; it is for GL, PQ"),
         ({"criterion": "UP", "min_delta": 0.1}, "no effect"),

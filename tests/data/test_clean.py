@@ -188,7 +188,7 @@ def test_not_counted_fit_learns_the_size_in_its_first_epoch():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: kt.data.drop_corrupt(on_error="ignore"), ValueError, '"drop" or "raise"'),
+        (lambda: kt.data.drop_corrupt(on_error="ignore"), ValueError, "'drop' or 'raise'"),
         (lambda: kt.data.drop_corrupt([]), ValueError, "one check or more"),
         (lambda: kt.data.drop_corrupt([checks.finite(), checks.finite()]), ValueError, "a reason of its own"),
         (lambda: kt.data.drop_corrupt(["finite"]), TypeError, "Received: 'finite'"),

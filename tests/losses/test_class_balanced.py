@@ -86,7 +86,7 @@ def test_several_outputs_have_class_weights_each_which_fit_refuses():
         ({"class_counts": [3, -1]}, ValueError, "not negative"),
         ({"beta": 1.5}, ValueError, "`beta` must be at least 0 and at most 1.*1.5"),
         ({"beta": "x"}, TypeError, "`beta` must be a number"),
-        ({"base": "relu"}, ValueError, "softmax, sigmoid, focal, sigmoid_focal.*relu"),
+        ({"base": "relu"}, ValueError, "'softmax', 'sigmoid', 'focal' or 'sigmoid_focal'.*relu"),
         ({"gamma": -1}, ValueError, "`gamma` must be at least 0"),
         ({"from_logits": False}, ValueError, "leave out the last layer's softmax"),
     ],
