@@ -1,26 +1,26 @@
-"""Labels as losses and metrics take them: integers, or one row of class probabilities each."""
+"""Labels as losses and metrics take them: integers or class probabilities."""
 
 import keras
 from keras import ops
 
-CLOSE_TO_ONE = 1e-2  # for the sum of a row, which may come in half precision
+CLOSE_TO_ONE = 1e-2  # for the sum of probabilities, which may come in half precision
 
 
 class Targets:
     """The labels that belong to outputs of shape `(..., classes)`, in one of two forms.
 
     Attributes:
-        labels: int32 of shape `(...)`, 0 where the label is none of the classes; or `None` for rows.
-        rows: Class probabilities of the shape of the outputs; or `None` for integers.
-        valid: Bool of shape `(...)`: where a label is one of the classes, or a row is of probabilities.
+        labels: int32 of shape `(...)`, 0 where the label is none of the classes; or `None` for probabilities.
+        probabilities: Class probabilities of the shape of the outputs; or `None` for integers.
+        valid: Bool of shape `(...)`: where a label is one of the classes, or at least 0 everywhere with a sum of 1.
     """
 
     def __init__(self, y_true, y_pred):
         self.num_classes = y_pred.shape[-1]
-        self.labels = self.rows = None
-        if _are_rows(tuple(y_true.shape), tuple(y_pred.shape)):
-            self.rows = self._given = ops.cast(y_true, _float(y_pred))
-            self.valid = (ops.min(self.rows, -1) >= 0) & (ops.abs(ops.sum(self.rows, -1) - 1) < CLOSE_TO_ONE)
+        self.labels = self.probabilities = None
+        if _are_probabilities(tuple(y_true.shape), tuple(y_pred.shape)):
+            self.probabilities = self._given = t = ops.cast(y_true, _float(y_pred))
+            self.valid = (ops.min(t, -1) >= 0) & (ops.abs(ops.sum(t, -1) - 1) < CLOSE_TO_ONE)
             return
         self._given = ops.squeeze(y_true, -1) if len(y_true.shape) == len(y_pred.shape) else y_true
         labels = ops.cast(self._given, "int32")
@@ -28,19 +28,28 @@ class Targets:
         self.valid = (labels >= 0) & (labels < self.num_classes) & is_whole
         self.labels = ops.where(self.valid, labels, 0)
 
+    @property
+    def rows(self):
+        """Another name of `probabilities`, which models still ask for."""
+        return self.probabilities
+
     def crossentropy(self, logits):
         """-sum_j t_j log softmax(logits)_j, of shape `(...)`."""
-        if self.rows is None:
+        if self.probabilities is None:
             return ops.sparse_categorical_crossentropy(self.labels, logits, from_logits=True)
-        return ops.categorical_crossentropy(self.rows, logits, from_logits=True)
+        return ops.categorical_crossentropy(self.probabilities, logits, from_logits=True)
 
     def mean(self, values):
-        """sum_j t_j values_j of one value a class: `(classes,)` to `(...)`."""
-        return ops.take(values, self.labels, axis=0) if self.rows is None else ops.matmul(self.rows, values)
+        """sum_j t_j values_j of one value per class: `(classes,)` to `(...)`."""
+        if self.probabilities is None:
+            return ops.take(values, self.labels, axis=0)
+        return ops.matmul(self.probabilities, values)
 
-    def as_rows(self, dtype):
+    def as_probabilities(self, dtype):
         """Class probabilities, one-hot for integers, of the shape of the outputs."""
-        return ops.one_hot(self.labels, self.num_classes, dtype=dtype) if self.rows is None else self.rows
+        if self.probabilities is None:
+            return ops.one_hot(self.labels, self.num_classes, dtype=dtype)
+        return self.probabilities
 
     def check(self, weights):
         """Raises ValueError for a label that is none of the classes and has a weight, where values can be seen.
@@ -59,13 +68,13 @@ class Targets:
 
     def replaced(self, where):
         """Labels in which those at `where` are valid ones."""
-        if self.rows is None:
+        if self.probabilities is None:
             return ops.where(where, ops.zeros_like(self._given), self._given)
-        return ops.where(ops.expand_dims(where, -1), 1 / self.num_classes, self.rows)
+        return ops.where(ops.expand_dims(where, -1), 1 / self.num_classes, self.probabilities)
 
     def _refuse(self, wrong):
         values = ops.convert_to_numpy(self._given)[wrong]
-        if self.rows is not None:
+        if self.probabilities is not None:
             raise ValueError(
                 "Labels of the outputs' shape are class probabilities, at least 0, with a sum of 1 over the last axis. "
                 f"Received: {values[0]} among them. A row of zeros is what one-hot encoding makes of a label that is "
@@ -127,18 +136,18 @@ def at_the_labels(targets, sample_weight, name="sample_weight"):
     return ops.reshape(weights, (*ops.shape(weights), *[1] * (len(wanted) - len(given))))
 
 
-def _are_rows(labels, outputs):
-    """Whether labels of this shape are rows, by that of the outputs."""
-    rows = len(labels) == len(outputs) and labels[-1] != 1 and labels[-1] in (outputs[-1], None)
+def _are_probabilities(labels, outputs):
+    """Whether labels of this shape are class probabilities, by that of the outputs."""
+    probabilities = len(labels) == len(outputs) and labels[-1] != 1 and labels[-1] in (outputs[-1], None)
     integers = len(labels) == len(outputs) - 1 or (len(labels) == len(outputs) and labels[-1] == 1)
     paired = all(n == m or None in (n, m) for n, m in zip(labels, outputs[:-1], strict=False))
-    if not (rows or integers) or not paired:
+    if not (probabilities or integers) or not paired:
         raise ValueError(
             f"There must be a prediction for each label. For outputs of shape {outputs}, labels are integers of shape "
             f"{outputs[:-1]} or {(*outputs[:-1], 1)}, or class probabilities of shape {outputs}. Received: labels of "
             f"shape {labels}"
         )
-    return rows
+    return probabilities
 
 
 def _float(x):

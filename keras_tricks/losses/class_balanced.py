@@ -82,11 +82,11 @@ class ClassBalanced(ClassCountsLoss):
             return targets.crossentropy(logits)
         if self.base == "focal":
             return focal_loss(targets, logits, self.gamma)
-        rows = targets.as_rows(logits.dtype)
-        losses = ops.binary_crossentropy(rows, logits, from_logits=True)
+        probabilities = targets.as_probabilities(logits.dtype)
+        losses = ops.binary_crossentropy(probabilities, logits, from_logits=True)
         if self.base == "sigmoid_focal":
             # (1 - p)^gamma of each class's right answer, for logits of any size.
-            losses = losses * ops.exp(-self.gamma * (rows * logits + ops.softplus(-logits)))
+            losses = losses * ops.exp(-self.gamma * (probabilities * logits + ops.softplus(-logits)))
         return ops.sum(losses, -1)
 
     def get_config(self):

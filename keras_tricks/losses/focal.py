@@ -78,7 +78,7 @@ def focal_loss(targets, logits, gamma, alpha=None):
         losses = _modulated(targets.crossentropy(logits), gamma)
         return losses if alpha is None else losses * targets.mean(alpha)
     losses = _modulated(-ops.log_softmax(logits, -1), gamma)
-    return ops.sum(targets.rows * (losses if alpha is None else losses * alpha), -1)
+    return ops.sum(targets.probabilities * (losses if alpha is None else losses * alpha), -1)
 
 
 def _modulated(crossentropy, gamma):

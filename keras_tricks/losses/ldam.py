@@ -70,7 +70,7 @@ class LDAM(ClassCountsLoss):
         return self.max_margin * (fewest / np.maximum(self.class_counts, fewest)) ** 0.25
 
     def losses(self, targets, logits):
-        margins = targets.as_rows(logits.dtype) * ops.convert_to_tensor(self.margins, logits.dtype)
+        margins = targets.as_probabilities(logits.dtype) * ops.convert_to_tensor(self.margins, logits.dtype)
         return targets.crossentropy(self.scale * (logits - margins))
 
     def get_config(self):

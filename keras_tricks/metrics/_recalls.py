@@ -83,7 +83,7 @@ def examine(y_true, y_pred, sample_weight=None, mask=None):
     targets = Targets(label_tensor(y_true), y_pred)
     weights = weights_of(targets, sample_weight, mask)
     wrong = targets.check(weights)
-    labels = targets.labels if targets.rows is None else _argmax(targets.rows)
+    labels = targets.labels if targets.probabilities is None else _argmax(targets.probabilities)
     return ops.reshape(labels, (-1,)), ops.reshape(weights, (-1,)), wrong
 
 
