@@ -44,7 +44,7 @@ def check_count(name, value, at_least=1, hint=""):
 
 
 def check_choice(name, value, choices):
-    """Returns `value` if it is one of `choices`, of which an error gives the list; raises ValueError otherwise."""
+    """Returns `value` if it is one of `choices`; raises a ValueError that lists them otherwise."""
     choices = list(choices)
     if value not in choices:
         *others, last = map(repr, choices)

@@ -98,7 +98,7 @@ TRICKS = (
     ),
     Trick(
         kt.optimizers.SM3,
-        "Adagrad with one number a row and column instead of one an element.",
+        "Adagrad with one number per row and column instead of one per element.",
         "Anil et al., 2019, arXiv:1901.11150",
         make=lambda **kwargs: kt.SM3(0.05, **kwargs),
         works_with=EVERYTHING,
@@ -441,7 +441,7 @@ TRICKS = (
     ),
     Trick(
         kt.data.class_balanced,
-        "Draws rare classes more often, in one reading of the data an epoch.",
+        "Draws rare classes more often, and reads the data once per epoch.",
         "Kang et al., 2020, arXiv:1910.09217",
         backends=("tensorflow",),
         works_with=("replicas",),

@@ -7,8 +7,8 @@
 
     GL   stop when GL(t) > alpha
     PQ   stop at the end of a strip when GL(t) / P(t) > alpha
-    UP   stop at the end of a strip when E(t) > E(t-k), so many strips in succession
-    gap  stop at the end of a strip when max(0, mean of E - T over the strip) has grown, so many strips in succession
+    UP   stop at the end of a strip when E(t) > E(t-k), `successive` strips in a row
+    gap  stop at the end of a strip when max(0, mean of E - T over the strip) has grown, `successive` strips in a row
 
 Prechelt, 1998; with |E_opt| for errors that are below zero, equal to his for those above. A criterion looks at all
 checks, so a resumed run decides as an uninterrupted one.

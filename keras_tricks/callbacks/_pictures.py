@@ -11,7 +11,7 @@ LINES = 6
 
 
 def ridges(records, most, what):
-    """A panel for each of at most so many variables or layers: one curve a time, the latest on top."""
+    """A panel for each of up to `most` variables or layers, with one curve per record, the latest on top."""
     from matplotlib import cm, colors
     from matplotlib.figure import Figure
 

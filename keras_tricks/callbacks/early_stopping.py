@@ -51,14 +51,14 @@ class EarlyStopping(keras.callbacks.Callback):
         patience: Checks without improvement, for patience. Defaults to `0`.
         min_delta: What an improvement, or the growth of the gap, has to exceed, for patience and gap. Defaults to `0`.
         mode: `"min"`, `"max"`, or `"auto"`: told by the name, with an error for a name that does not tell.
-        baseline: For patience: the wait only starts anew at values better than this. Defaults to `None`.
-        start_from_epoch: Earlier epochs (from 0) are no checks. Defaults to `0`.
-        restore_best_weights: Whether training ends with the weights of the best check, in memory of the host until
-            then. Defaults to `False`.
+        baseline: For patience: the wait starts anew only at values better than this. Defaults to `None`.
+        start_from_epoch: Epochs before this one, counted from 0, are not checks. Defaults to `0`.
+        restore_best_weights: Whether training ends with the weights of the best check, which are kept in host memory
+            until then. Defaults to `False`.
         validation_freq: As given to `fit`: in which epochs a missing value is an error. Defaults to `1`.
-        backup_dir: Folder of its own for the state after each epoch, to go on with
-            `keras.callbacks.BackupAndRestore` after a crash; not that callback's folder, which it deletes. Removed when
-            training ends. Defaults to `None`.
+        backup_dir: A folder for the state after each epoch, to go on after a crash together with
+            `keras.callbacks.BackupAndRestore`. Not the folder of that callback, which deletes it. The files are removed
+            when training ends. Defaults to `None`.
         verbose: 1 to print why training stopped. Defaults to `0`.
 
     Raises:
@@ -238,7 +238,7 @@ class EarlyStopping(keras.callbacks.Callback):
         return f"the best was {self.best:.4g} in epoch {self.best_epoch + 1}"
 
     def _backups(self):
-        """The backups by the number of their epoch; a version before wrote one without a number, of the last epoch."""
+        """The backups by their epoch. An earlier version wrote a single one, without a number, for the last epoch."""
         if self.backup_dir is None:
             return {}
         paths = self.backup_dir.glob("early_stopping*.npz")

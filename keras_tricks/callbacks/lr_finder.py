@@ -275,7 +275,7 @@ def find_lr(
             a tuple `(x, y)` or `(x, y, sample_weight)` of arrays.
         y: Targets, where `data` is inputs alone. Defaults to `None`.
         sample_weight: Weights of the examples, with `y`. Defaults to `None`.
-        batch_size: Examples a batch, for arrays. Use that of the training to come. Defaults to `None`, Keras' 32.
+        batch_size: Examples per batch, for arrays: as in the training to come. Defaults to `None`, Keras' 32.
         min_learning_rate: First rate, above 0. Defaults to `1e-7`.
         max_learning_rate: Last rate. Defaults to `10.0`.
         steps: Number of optimizer steps, at least 5. Defaults to `100`.
@@ -343,8 +343,8 @@ def find_lr(
             )
         finally:
             finder.on_train_end()
-    # A pass that was stopped stays in a cycle of references, and dropping its iterator takes up to as long as that has
-    # lived: better now than in the middle of training.
+    # A pass that was stopped stays in a cycle of references. Dropping its iterator can take as long as the pass took:
+    # better now than in the middle of training.
     gc.collect()
     return finder.result
 

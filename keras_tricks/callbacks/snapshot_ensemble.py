@@ -76,10 +76,10 @@ class SnapshotEnsemble(keras.callbacks.Callback):
                 "or delete them."
             )
         batches = (self.params.get("steps") or 0) * (self.params.get("epochs") or 0)
-        self._batches_a_step = accumulation_steps(self.model.optimizer)
-        if batches and self._ended(self._steps_read + batches // self._batches_a_step) == self._cycle:
+        self._batches_per_step = accumulation_steps(self.model.optimizer)
+        if batches and self._ended(self._steps_read + batches // self._batches_per_step) == self._cycle:
             raise ValueError(
-                f"Training ends after {batches // self._batches_a_step} optimizer steps, before the first cycle of "
+                f"Training ends after {batches // self._batches_per_step} optimizer steps, before the first cycle of "
                 f"{self.schedule!r} does, so there would be no snapshot. Train longer, or take shorter cycles."
             )
 

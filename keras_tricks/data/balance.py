@@ -6,7 +6,7 @@
 
 An epoch keeps its N elements: class j gives m_j of them, the p_j · N rounded so that they add up to N. The k-th
 element of class j is used floor(((k + 1) · m_j + o_j) / n_j) - floor((k · m_j + o_j) / n_j) times, o_j drawn anew for
-each epoch. So the data are read once an epoch, every class gives exactly m_j, an element of a rare class is used
+each epoch. So the data are read once per epoch, every class gives exactly m_j, an element of a rare class is used
 m_j / n_j times give or take one, and which elements of a frequent class are left out changes from epoch to epoch.
 Drawing with replacement, as the papers' samplers do, has the same expectation and more variance.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from keras_tricks._arguments import check_count, check_number
 from keras_tricks._labels.elements import called_with, flat_values, label_of, picked, require_tensorflow, tf
 
-# What a corrupt element causes; not what a machine in trouble does, nor an iterator that is given up.
+# The errors of a corrupt element, not those of a machine in trouble or of an iterator that is given up.
 _FAILURES = tf and (
     tf.errors.InvalidArgumentError,
     tf.errors.NotFoundError,
@@ -170,7 +170,7 @@ def computable(function):
 def _succeeds(function, element):
     """Whether `function` of the element, which gives a result and a boolean, is true and raises no error.
 
-    Called from Python, since a graph cannot catch an error; a dataset within the graph could, and takes 13 ms a call.
+    Called from Python, since a graph cannot catch an error; a dataset within the graph could, and takes 13 ms per call.
     """
     flat = tf.nest.flatten(element, expand_composites=True)
     # All of the result is an output: what nobody needs would not be computed, and so never fail.

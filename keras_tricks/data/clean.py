@@ -41,8 +41,8 @@ def drop_corrupt(checks=None, on_error="drop", count_first=False):
             later pass that keeps another number stops with an error. Defaults to `False`.
 
     Returns:
-        A function from `tf.data.Dataset` to `tf.data.Dataset`, with, of the newest finished pass (or, before there is
-        one, of the pass that runs): `counts`, a dict from each reason to the number dropped; `seen`, `kept`, `dropped`;
+        A function from `tf.data.Dataset` to `tf.data.Dataset`. It tells of the newest finished pass, or of the running
+        one before any has finished: `counts`, a dict from each reason to the number dropped; `seen`, `kept`, `dropped`;
         `positions`, a dict from each reason to the first thousand positions in the dataset, counted from 0; and
         `str(...)`, all in words.
 

@@ -32,7 +32,7 @@ def echo(factor, shuffle_buffer=None, seed=None):
         factor: How often to use each element, from 1 to a million. Fractions repeat in a fixed pattern: 1.5 gives 1,
             2, 1, 2, and so on. Taken as the decimal it is written as, so 100 elements at 1.15 are 115. A factor of 1
             leaves the dataset as it is.
-        shuffle_buffer: If given, shuffle the repeats with a buffer of so many elements, so that equal ones do not
+        shuffle_buffer: If given, shuffle the repeats with a buffer of this many elements, so that equal ones do not
             follow each other. A buffer of `factor * batch_size` or more spreads them over batches. It holds that many
             elements in memory. Defaults to `None`.
         seed: Seed of that shuffle, an int. Defaults to `None`.

@@ -186,13 +186,13 @@ def _counted(dataset, drawn):
 
 
 def _reading(dataset, seconds, show):
-    """Seconds an element."""
+    """Seconds per element."""
     one = _walk(dataset, 1, min(seconds, 10 * _LOOK), lambda done: None)
     return _walk(dataset, min(4096, max(1, round(_LOOK / one))), seconds, show)
 
 
 def _walk(dataset, at_once, seconds, show):
-    """Seconds an element, in Python steps of `at_once` elements: one for each would cost more than small ones do."""
+    """Seconds per element, read `at_once` at a time: a step in Python costs more than a small element does."""
     walk = iter(_indices(dataset.repeat()).batch(at_once))
     if next(walk, None) is None:  # this one also fills the buffers
         raise ValueError("The dataset has no elements.")

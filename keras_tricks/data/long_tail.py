@@ -30,8 +30,8 @@ def make_long_tailed(num_classes, imbalance=100, profile="exp", label=None, seed
         seed: Int that fixes which examples stay. Defaults to 0.
 
     Returns:
-        A function from `tf.data.Dataset` to `tf.data.Dataset`. The largest size is the largest with which every class
-        has enough examples; for a balanced set it is that of a class.
+        A function from `tf.data.Dataset` to `tf.data.Dataset`. The most frequent class keeps as many examples as the
+        profile allows with what the others have; in a balanced set, all of them.
 
     Raises:
         TypeError: If an argument is not of its kind, or the labels are not integers.

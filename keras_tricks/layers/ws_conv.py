@@ -140,7 +140,7 @@ _DOC = """{what} with scaled weight standardisation: a drop-in for `keras.layers
 
     Raises:
         TypeError: If `gain` is not True or False, or `epsilon` not a number.
-        ValueError: If `epsilon` is not positive, and at build for a kernel with one weight an output unit.
+        ValueError: If `epsilon` is not positive, and at build for a kernel with one weight per output unit.
 
     Example:
     >>> import numpy as np, keras_tricks as kt

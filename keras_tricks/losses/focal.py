@@ -23,7 +23,7 @@ class SparseFocal(ClassLoss):
 
     Args:
         gamma: At least 0; 0 is plain cross-entropy. Defaults to 2.
-        alpha: `None` (default) for 1, one number for all classes, or a list of one a class, not negative.
+        alpha: `None` (default) for 1, one number for all classes, or a list of one per class, not negative.
         from_logits: Must be `True`.
         reduction: As in `keras.losses.Loss`: `"sum_over_batch_size"` (default) divides by the number of examples.
         name: Defaults to `"sparse_focal"`.

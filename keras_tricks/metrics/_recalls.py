@@ -15,9 +15,9 @@ SUMS = 4096  # over all classes; see MeanRecall
 class MeanRecall(keras.metrics.Metric):
     """Mean of the recalls of some classes, over those of them that occur.
 
-    A float32 sum stands still at 2^24: adding 1 to it changes nothing. Therefore each class has several sums, enough
-    that one batch which fits in memory cannot fill them, and each sum has what its rounding lost as a second number.
-    Counts are exact to 2^48 so, on every backend; replicas add them up.
+    A float32 sum stands still at 2^24: adding 1 to it changes nothing. Therefore each class has several sums, too many
+    for a batch that fits in memory to fill them, and beside each sum stands what its rounding lost. So counts are exact
+    to 2^48 on every backend. Replicas add them up.
 
     Args:
         averaged: Bool of shape `(classes,)`: the classes to average over.
@@ -37,7 +37,7 @@ class MeanRecall(keras.metrics.Metric):
         """Adds a batch.
 
         Args:
-            y_true: Integer labels, or one row of class probabilities each.
+            y_true: Integer labels, or class probabilities of the shape of `y_pred`.
             y_pred: Logits or probabilities of shape `(batch, ..., classes)`.
             sample_weight: Weights of the labels' shape, or of the shape of its first axes. Defaults to `None`.
         """
@@ -65,7 +65,7 @@ class MeanRecall(keras.metrics.Metric):
 
 
 def check_outputs(name, shape, num_classes):
-    """Raises ValueError if `shape` is not that of one output a class."""
+    """Raises ValueError if `shape` is not that of one output per class."""
     if len(shape) < 2 or shape[-1] != num_classes:
         hint = " A single output for two classes has to become two." if shape[-1:] == (1,) else ""
         raise ValueError(

@@ -20,7 +20,7 @@ class BalancedAccuracy(MeanRecall):
     `mean_j (right_j / examples_j)`, over the classes that occur in the data. A model that only knows frequent classes
     has a high accuracy on long-tailed data and a low balanced one. With weights, both sums are of weights.
 
-    State: two variables of 2 numbers for each of about 4096 sums, or for each class where there are more.
+    State: two variables, each of 2 numbers for about 4096 sums, or for one per class if there are more classes.
 
     Args:
         num_classes: Number of classes, at least 2.

@@ -20,9 +20,9 @@ class ShotAccuracy(MeanRecall):
     """Mean recall of the classes with many, a medium number of, or few training examples.
 
     `mean_j (right_j / examples_j)` over the classes `j` of the group that occur in the evaluated data. Give a model
-    three of them, one a group, and `BalancedAccuracy` for all classes.
+    three of them, one per group, and `BalancedAccuracy` for all classes.
 
-    State: two variables of 2 numbers for each of about 4096 sums, or for each class where there are more.
+    State: two variables, each of 2 numbers for about 4096 sums, or for one per class if there are more classes.
 
     Args:
         class_counts: Number of *training* examples of each class, of shape `(classes,)`, or the training dataset,

@@ -30,7 +30,7 @@ class CyclicalLearningRate(keras.optimizers.schedules.LearningRateSchedule):
         maximal_learning_rate: The rate at the top of the first cycle.
         step_size: Optimizer steps of half a cycle; 2 to 10 epochs' worth is usual.
         mode: `"triangular"` (default), `"triangular2"` (each cycle half as high as the one before) or `"exp_range"`
-            (the height shrinks by `gamma` a step).
+            (the height shrinks by the factor `gamma` per step).
         gamma: Base of `exp_range`, in (0, 1]. Defaults to `1.0`.
         scale_fn: A function that replaces `mode`: from the cycle (1, 2, ...) or the step to a factor of the height.
             To be saved with a model it has to be registered with Keras, so it cannot be a lambda; `lambda x: 1 / 2 **

@@ -22,8 +22,8 @@ class Factor(keras.optimizers.schedules.LearningRateSchedule):
 
     Args:
         initial_learning_rate: The rate at step 0.
-        factor: What the rate is multiplied by at each optimizer step, above 0 and at most 1. For a factor `f` an epoch
-            of `n` steps, `f ** (1 / n)`.
+        factor: What the rate is multiplied by at each optimizer step, above 0 and at most 1. For a factor `f` per
+            epoch of `n` steps, give `f ** (1 / n)`.
         floor: The lowest rate, at most the initial one. Defaults to `0.0`.
         name: Name of the schedule. Defaults to `"Factor"`.
 

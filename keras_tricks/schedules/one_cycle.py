@@ -27,7 +27,7 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
 
     Args:
         max_learning_rate: The rate at the peak.
-        total_steps: Optimizer steps of the whole cycle: epochs times steps an epoch, divided by the steps of gradient
+        total_steps: Optimizer steps of the whole cycle: epochs times steps per epoch, divided by the steps of gradient
             accumulation.
         pct_start: Share of the steps that rise, from 0 to 1. Defaults to `0.3`; fastai's default is 0.25.
         div_factor: The peak divided by the first rate. Defaults to `25.0`.
