@@ -61,6 +61,21 @@ def attributes_restored(model):
         model.history, model.stop_training = history, stopping
 
 
+@contextlib.contextmanager
+def single_steps(model):
+    """Sets `steps_per_execution` to 1, and the compiled step of the model back afterwards."""
+    at_once = model.steps_per_execution
+    if at_once == 1:
+        yield
+        return
+    train_function = model.train_function
+    model.steps_per_execution, model.train_function = 1, None
+    try:
+        yield
+    finally:
+        model.steps_per_execution, model.train_function = at_once, train_function
+
+
 def copies(model, variable):
     """The values of a variable, one for each replica: statistics, metrics and seeds may differ between them."""
     return [_on_host(part) for part in _of_replicas(model, variable)]

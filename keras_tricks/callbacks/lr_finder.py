@@ -21,7 +21,7 @@ from keras_tricks._arguments import check_choice, check_count, check_flag, check
 from keras_tricks._keras.optimizers import accumulation_steps, innermost_optimizer, schedule_of
 from keras_tricks._keras.patches import Replacements
 from keras_tricks._keras.replicas import scope_of
-from keras_tricks._keras.snapshot import attributes_restored, copies, remember
+from keras_tricks._keras.snapshot import attributes_restored, copies, remember, single_steps
 from keras_tricks.callbacks._lr_curve import SHORTEST, LRCurve, minimum, steepest, valley
 
 __all__ = ["LRCurve", "LRFinder", "find_lr", "minimum", "steepest", "valley"]
@@ -326,7 +326,7 @@ def find_lr(
         raise ValueError("`data` has no batches. Look at the transformations that made it.")
     arrays = y is not None or _is_array(data)
     _build(model, data, arrays)
-    with _single_steps(model), attributes_restored(model), _progress(verbose, finder), warnings.catch_warnings():
+    with single_steps(model), attributes_restored(model), _progress(verbose, finder), warnings.catch_warnings():
         # Each pass over data of unknown size would warn that it ended.
         warnings.filterwarnings("ignore", message="Your input ran out of data", category=UserWarning)
         try:
@@ -383,21 +383,6 @@ def _build(model, data, arrays):
         x, _, _ = keras.utils.unpack_x_y_sample_weight(next(iter(data)))
     with scope_of(model):
         model(keras.tree.map_structure(ops.convert_to_tensor, x), training=False)
-
-
-@contextlib.contextmanager
-def _single_steps(model):
-    """Sets `steps_per_execution` to 1, and the compiled step of the model back afterwards."""
-    at_once = model.steps_per_execution
-    if at_once == 1:
-        yield
-        return
-    train_function = model.train_function
-    model.steps_per_execution, model.train_function = 1, None
-    try:
-        yield
-    finally:
-        model.steps_per_execution, model.train_function = at_once, train_function
 
 
 @contextlib.contextmanager
