@@ -99,39 +99,17 @@ class EarlyStopping(keras.callbacks.Callback):
     ):
         super().__init__()
         rule = CRITERIA[check_choice("criterion", criterion, CRITERIA)]
-        given = {
-            "alpha": alpha,
-            "strip": strip,
-            "successive": successive,
-            "patience": patience,
-            "min_delta": min_delta,
-            "baseline": baseline,
-        }
-        defaults = inspect.signature(EarlyStopping).parameters
-        for name, value in given.items():
-            if name not in rule.arguments() and value != defaults[name].default:
-                users = [other for other in CRITERIA if name in CRITERIA[other].arguments()]
-                raise ValueError(
-                    f"`{name}` has no effect on criterion={criterion!r}; it is for {', '.join(users)}. "
-                    f"Received: {name}={value!r}"
-                )
-        for name, value, lowest in (
-            ("strip", strip, 1),
-            ("successive", successive, 1),
-            ("patience", patience, 0),
-            ("start_from_epoch", start_from_epoch, 0),
-        ):
-            check_count(name, value, at_least=lowest)
-        if alpha is not None:
-            alpha = check_number("alpha", alpha, above=0)
-        elif "alpha" in rule.arguments():
-            alpha = rule.alpha
-        check_number("min_delta", min_delta, at_least=0)
-        if baseline is not None:
-            check_number("baseline", baseline)
+        _require_use(
+            criterion,
+            alpha=alpha,
+            strip=strip,
+            successive=successive,
+            patience=patience,
+            min_delta=min_delta,
+            baseline=baseline,
+        )
         for epochs in validation_freq if isinstance(validation_freq, list | tuple | set) else [validation_freq]:
             check_count("validation_freq", epochs)
-        check_flag("restore_best_weights", restore_best_weights)
         check_choice("mode", mode, ("auto", "min", "max"))
         if criterion == "gap" and monitor != f"val_{train_monitor}":
             raise ValueError(
@@ -141,14 +119,14 @@ class EarlyStopping(keras.callbacks.Callback):
         self.criterion = criterion
         self.monitor = monitor
         self.train_monitor = train_monitor if rule.sees_training else None
-        self.alpha = alpha
-        self.strip = strip
-        self.successive = successive
-        self.patience = patience
-        self.min_delta = min_delta
-        self.baseline = baseline
-        self.start_from_epoch = start_from_epoch
-        self.restore_best_weights = restore_best_weights
+        self.alpha = getattr(rule, "alpha", None) if alpha is None else check_number("alpha", alpha, above=0)
+        self.strip = check_count("strip", strip)
+        self.successive = check_count("successive", successive)
+        self.patience = check_count("patience", patience, at_least=0)
+        self.min_delta = check_number("min_delta", min_delta, at_least=0)
+        self.baseline = None if baseline is None else check_number("baseline", baseline)
+        self.start_from_epoch = check_count("start_from_epoch", start_from_epoch, at_least=0)
+        self.restore_best_weights = check_flag("restore_best_weights", restore_best_weights)
         self.validation_freq = validation_freq
         self.backup_dir = None if backup_dir is None else pathlib.Path(backup_dir)
         self.verbose = verbose
@@ -293,6 +271,18 @@ class EarlyStopping(keras.callbacks.Callback):
                     "model or of a run without `restore_best_weights`. Delete it, or use another `backup_dir`."
                 )
             self._best_weights = weights
+
+
+def _require_use(criterion, **arguments):
+    """Raises ValueError for an argument that is set, and would do nothing."""
+    defaults = inspect.signature(EarlyStopping).parameters
+    for name, value in arguments.items():
+        if name not in CRITERIA[criterion].arguments() and value != defaults[name].default:
+            users = [other for other in CRITERIA if name in CRITERIA[other].arguments()]
+            raise ValueError(
+                f"`{name}` has no effect on criterion={criterion!r}; it is for {', '.join(users)}. "
+                f"Received: {name}={value!r}"
+            )
 
 
 def _sign(monitor, mode):
