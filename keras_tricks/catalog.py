@@ -484,6 +484,12 @@ TRICKS = (
         works_with=EVERYTHING,
     ),
     Trick(
+        kt.models.recompute_statistics,
+        "Takes batch normalisation's statistics anew, for averaged weights or other data.",
+        "Chan et al., 1983",
+        works_with=("xla", "replicas", "mixed_float16", "mixed_bfloat16", "save"),
+    ),
+    Trick(
         kt.models.adjust_logits,
         "Corrects a trained classifier's logits for the classes' frequencies; no training.",
         "Menon et al., 2021, arXiv:2007.07314",

@@ -129,6 +129,19 @@ def test_on_real_networks_also_once_another_trick_has_changed_them(name, changes
             assert_close(a, b, 1e-5)
 
 
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+def test_in_mixed_precision_they_are_those_of_what_arrives_and_are_saved_in_full(precision, tmp_path):
+    keras.config.set_dtype_policy(precision)
+    x = 3 + np.random.default_rng(0).normal(size=(300, 4)).astype("float32")
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.BatchNormalization()])
+    recompute_statistics(model, [x[:200], x[200:]])
+    arrives = keras.ops.convert_to_numpy(keras.ops.cast(model.layers[0](x), "float32")).astype("float64")
+    assert_close(statistics_of(model.layers[1]), [arrives.mean(axis=0), arrives.var(axis=0)], 1e-5)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    assert_close(statistics_of(loaded.layers[1]), statistics_of(model.layers[1]), 0)
+
+
 def test_frozen_layers_keep_their_statistics():
     model = keras.Sequential(
         [keras.Input((4,)), keras.layers.BatchNormalization(trainable=False), keras.layers.BatchNormalization()]
