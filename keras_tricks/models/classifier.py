@@ -28,19 +28,16 @@ from keras_tricks._labels.class_counts import as_class_counts, log_priors
 from keras_tricks._labels.targets import Targets, weights_of
 from keras_tricks.layers.normalized_dense import SMALLEST_NORM, NormalizedDense
 from keras_tricks.losses import LDAM, BalancedSoftmax, LogitAdjusted, SparseFocal
+from keras_tricks.models._copy import carry_everything, carry_nothing, plain_copy, unbuilt
 from keras_tricks.models._graph import (
     as_float64,
     builds_as_keras_does,
-    carry_everything,
-    carry_nothing,
     described,
     edges_of,
     has_other_kernel,
     opens,
-    plain_copy,
     require_graph,
     trace,
-    unbuilt,
     walk,
 )
 from keras_tricks.models.convert import Conversion, Rule

@@ -18,16 +18,13 @@ from keras_tricks.layers.ac_conv import ACConv2D
 from keras_tricks.layers.extended_batch_normalization import ExtendedBatchNormalization
 from keras_tricks.layers.rezero import ReZeroAdd
 from keras_tricks.layers.ws_conv import WSConv1D, WSConv2D, WSConv3D, WSDense, WSDepthwiseConv2D
+from keras_tricks.models._copy import assign, carry_everything, carry_nothing, plain_copy
 from keras_tricks.models._graph import (
-    assign,
     builds_as_keras_does,
-    carry_everything,
-    carry_nothing,
     has_other_kernel,
     is_functional,
     is_graph,
     opens,
-    plain_copy,
     plain_functional,
     require_graph,
     walk,

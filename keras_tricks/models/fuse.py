@@ -13,16 +13,17 @@ No paper; folding batch normalisation is common knowledge, that of asymmetric br
 arXiv:1908.03930.
 """
 
-import collections.abc
+import collections
 import dataclasses
 import tempfile
 
 import keras
-import numpy as np
 
 from keras_tricks.layers.recompute import Recompute
 from keras_tricks.layers.rezero import ReZero, ReZeroAdd
-from keras_tricks.models._graph import Call, as_float64, described, edges_of, require_graph, trace, walk
+from keras_tricks.models._comparison import compare
+from keras_tricks.models._folding import SCALE_FREELY, fold, folded_config, target_of
+from keras_tricks.models._graph import Call, described, edges_of, require_graph, trace
 from keras_tricks.models._segment import Segment
 
 
@@ -80,7 +81,7 @@ def fuse(model, return_report=False, probe=None, dtype=None):
     fused = fusion.fuse(model, model.name, None)
     _note_what_is_not_keras(fused, fusion.kept)
     # Rounding of activations in half precision, which is not in the fused model, made up to eight times that change.
-    absolute, relative = _compare(model, fused, probe, 5 if dtype is None else 25)
+    absolute, relative = compare(model, fused, probe, 5 if dtype is None else 25)
     report = FuseReport(
         folded=tuple(dict.fromkeys(fusion.folded)),
         kept=tuple(dict.fromkeys(fusion.kept)),
@@ -175,7 +176,7 @@ class _Fusion:
         """A new layer for a call, the same one for each call of a shared layer; and whether it has its weights."""
         layer = call.layer
         if call.weights is not None:
-            return self.new(layer, _folded_config(call, name)), False
+            return self.new(layer, folded_config(call, name)), False
         nested = _is_graph(layer) and not call.training
         if _is_graph(layer) and call.training:
             self.kept.append((described(layer), "it is called with training=True, so nothing in it can be folded"))
@@ -277,12 +278,12 @@ class _Graph:
             alpha = call.layer in self.alphas
             if not alpha and type(call.layer) is not keras.layers.BatchNormalization:
                 continue
-            through = _SCALE_FREELY if alpha else ()
-            target, why_not = _target(call, producers, uses, times, through, self.fusion.precision)
+            through = SCALE_FREELY if alpha else ()
+            target, why_not = target_of(call, producers, uses, times, through, self.fusion.precision)
             if why_not:
                 self.fusion.kept.append((described(call.layer), why_not))
                 continue
-            _fold(call, target)
+            fold(call, target)
             last = producers[call.input]
             last.outputs = call.outputs
             producers[call.outputs] = last
@@ -311,138 +312,6 @@ def _replaced(structure, tensors):
 
 def _enter(tensors, edges, values):
     tensors.update(zip(edges_of(edges), keras.tree.flatten(values), strict=True))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Linear:
-    """Where the weights of a kind of layer are, and how its kernel is laid out."""
-
-    kernel: str = "kernel"
-    bias: str = "bias"
-    uses_bias: str = "use_bias"  # the argument that says whether there is one
-    others: tuple = ()
-    config: dict = dataclasses.field(default_factory=dict)  # arguments that a layer with folded weights needs
-    channels: collections.abc.Callable = lambda kernel: kernel.shape[-1:]  # the axes of output channels, (…, out)
-
-
-_plain = _Linear()
-_transposed = _Linear(channels=lambda kernel: (kernel.shape[-2], 1))  # kernel (..., out, in)
-_depthwise = _Linear(channels=lambda kernel: kernel.shape[-2:])  # kernel (..., in, multiplier)
-_separable = _Linear("pointwise_kernel", others=("depthwise_kernel",))
-_normalization = _Linear(
-    "gamma", "beta", "center", ("moving_mean", "moving_variance"), {"scale": True, "renorm": False}
-)
-_LINEAR = {
-    keras.layers.Dense: _plain,
-    keras.layers.Conv1D: _plain,
-    keras.layers.Conv2D: _plain,
-    keras.layers.Conv3D: _plain,
-    keras.layers.Conv1DTranspose: _transposed,
-    keras.layers.Conv2DTranspose: _transposed,
-    keras.layers.Conv3DTranspose: _transposed,
-    keras.layers.DepthwiseConv1D: _depthwise,
-    keras.layers.DepthwiseConv2D: _depthwise,
-    keras.layers.SeparableConv1D: _separable,
-    keras.layers.SeparableConv2D: _separable,
-    keras.layers.BatchNormalization: _normalization,
-}
-# Layers through which a scale may move.
-_SCALE_FREELY = (
-    keras.layers.Dropout,
-    keras.layers.SpatialDropout1D,
-    keras.layers.SpatialDropout2D,
-    keras.layers.SpatialDropout3D,
-    keras.layers.Flatten,
-    keras.layers.Reshape,
-    keras.layers.Permute,
-    keras.layers.Identity,
-)
-
-
-def _target(call, producers, uses, times, through, precision):
-    """The call that takes up a normalisation or an alpha; if there is none, `None` and why."""
-    if times[call.layer] > 1:
-        return None, "it is called several times"
-    if call.training:
-        return None, "it is called with training=True"
-    edge = call.input
-    while True:
-        target = producers.get(edge)
-        if target is None:
-            return None, "it stands at an input of the model"
-        layer = target.layer
-        if type(layer) not in _LINEAR and type(layer) not in through:
-            return None, f"it follows {described(layer)}, not a convolution or dense layer"
-        if uses[edge] > 1:
-            return None, f"the output of {described(layer)} is used elsewhere too"
-        if times[layer] > 1:
-            return None, f"{described(layer)} is called several times"
-        if precision(layer) != precision(call.layer):
-            return None, f"it computes in {call.layer.compute_dtype}, {described(layer)} in {layer.compute_dtype}"
-        if type(layer) in _LINEAR:
-            break
-        edge = target.input
-    if getattr(layer, "activation", None) not in (None, keras.activations.linear):
-        return None, f"{described(layer)} has an activation"
-    if layer.quantization_mode is not None:
-        return None, f"{described(layer)} is quantized"
-    if isinstance(call.layer, keras.layers.BatchNormalization):
-        if _bias_would_be_elsewhere(call.layer):
-            return None, f"Keras would add the bias of {described(layer)} along the last axis, which is as long"
-        rank = call.layer.input_spec.ndim
-        first = getattr(layer, "data_format", None) == "channels_first"
-        axis = getattr(layer, "axis", 1 if first else -1)
-        if call.layer.axis % rank != axis % rank:
-            return None, f"its axis is not that of the channels of {described(layer)}"
-    return target, None
-
-
-def _bias_would_be_elsewhere(normalization):
-    """Whether Keras may add a bias for the channels along the last axis: on TensorFlow, if that is as long as they."""
-    shape = normalization.get_build_config()["input_shape"]
-    channels = shape[normalization.axis]
-    return (
-        keras.backend.backend() == "tensorflow"
-        and normalization.axis % len(shape) != len(shape) - 1
-        and shape[-1] in (None, channels)
-    )
-
-
-def _fold(call, target):
-    """Folds `call`, which is x·scale + shift, into the weights of `target`."""
-    linear = _LINEAR[type(target.layer)]
-    if target.weights is None:
-        names = (linear.kernel, linear.bias, *linear.others)
-        weights = {name: as_float64(getattr(target.layer, name)) for name in names}
-        if weights[linear.kernel] is None:  # a normalisation without gamma
-            weights[linear.kernel] = np.ones_like(weights["moving_mean"])
-        target.weights = weights
-    scale, shift = _affine(call.layer)
-    kernel, bias = target.weights[linear.kernel], target.weights[linear.bias]
-    channels = linear.channels(kernel)
-    scale = np.broadcast_to(scale, int(np.prod(channels)))
-    target.weights[linear.kernel] = kernel * scale.reshape(channels)
-    if bias is not None or np.any(shift):
-        target.weights[linear.bias] = (0.0 if bias is None else bias) * scale + shift
-
-
-def _affine(layer):
-    if isinstance(layer, keras.layers.Rescaling):
-        return layer.scale, 0.0
-    scale = 1 / np.sqrt(as_float64(layer.moving_variance) + layer.epsilon)
-    if layer.gamma is not None:
-        scale = scale * as_float64(layer.gamma)
-    shift = -as_float64(layer.moving_mean) * scale
-    if layer.beta is not None:
-        shift = shift + as_float64(layer.beta)
-    return scale, shift
-
-
-def _folded_config(call, name):
-    linear = _LINEAR[type(call.layer)]
-    # A LoRA is in the kernel already.
-    config = {key: value for key, value in call.layer.get_config().items() if not key.startswith("lora_")}
-    return config | {**linear.config, linear.uses_bias: call.weights[linear.bias] is not None, "name": name}
 
 
 def _set_weights(layer, call):
@@ -579,73 +448,3 @@ def _leaves(model):
     if not _is_graph(model):
         return [] if isinstance(model, keras.layers.InputLayer) else [model]
     return list({id(leaf): leaf for layer in model.layers for leaf in _leaves(layer)}.values())
-
-
-def _compare(model, fused, probe, limit):
-    """The largest absolute and relative difference of the outputs; an error where rounding does not explain it.
-
-    How much rounding explains depends on the model, so it is measured: the change of the model's outputs when each
-    weight moves by up to a unit in the last place of the precision it computes in. Folding rounds each weight once and
-    the activations differently, which made 0.08 to 0.75 of that change in models of 1 to 53 convolutions, in float32,
-    float16 and bfloat16. Five times the change is the usual `limit`.
-    """
-    given = "random inputs" if probe is None else "your `probe`"
-    try:
-        probe = _random_probe(model) if probe is None else probe
-        expected = _outputs(model, probe)
-    except Exception as error:
-        raise ValueError(
-            f"The two models are compared on {given}, and model {model.name!r} cannot run on them "
-            f"({type(error).__name__}, see above). Give `probe=` inputs that it takes, as one batch."
-        ) from error
-    received = _outputs(fused, probe)
-    layers = [place.layer for m in (model, fused) for place in walk(m)]
-    unit = max((_UNITS.get(layer.compute_dtype, 0.0) for layer in layers), default=0.0)
-    perturbed = _outputs(model, probe, _perturbed(model.variables, unit))
-    absolute = relative = 0.0
-    for index, (a, b, c) in enumerate(zip(expected, received, perturbed, strict=True)):
-        if not np.array_equal(np.isfinite(a), np.isfinite(b)):
-            difference, rounding, largest = np.inf, 0.0, 0.0
-        else:
-            largest = np.abs(a[np.isfinite(a)]).max(initial=0.0)
-            difference = np.abs((a - b)[np.isfinite(a)]).max(initial=0.0)
-            rounding = np.abs((a - c)[np.isfinite(a - c)]).max(initial=0.0) + unit * largest
-        if difference > limit * rounding:
-            raise ValueError(
-                f"The fused model computes something else: output {index} differs by {difference:.3g}, its largest "
-                f"value is {largest:.3g}, and rounding explains about {rounding:.1g}. A layer's `fused()` is wrong, a "
-                "layer is random at inference, weights overflow in low precision, or Keras adds the bias of a "
-                "channels_first convolution along the last axis, which is as long. `probe=` sets the inputs compared."
-            )
-        absolute, relative = max(absolute, difference), max(relative, difference / (largest or 1.0))
-    return float(absolute), float(relative)
-
-
-_UNITS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-
-
-def _outputs(model, probe, values=()):
-    # In the scope nothing is assigned: seeds and moving statistics stay as they are.
-    with keras.StatelessScope(state_mapping=values):
-        outputs = model(probe, training=False)
-    return [as_float64(keras.ops.convert_to_tensor(y)) for y in keras.tree.flatten(outputs)]
-
-
-def _perturbed(variables, unit):
-    random = np.random.default_rng(0)
-    for v in variables:
-        if keras.backend.is_float_dtype(v.dtype):
-            value = as_float64(v) * (1 + unit * random.uniform(-1, 1, v.shape))
-            yield v, keras.ops.convert_to_tensor(value, v.dtype)
-
-
-def _random_probe(model):
-    random = np.random.default_rng(0)
-
-    def numbers(x):
-        shape = [2, *(size or 32 for size in x.shape[1:])]
-        if keras.backend.is_float_dtype(x.dtype):
-            return random.normal(size=shape).astype("float32")
-        return random.integers(0, 2, shape).astype(x.dtype)
-
-    return keras.tree.map_structure(numbers, model.inputs[0] if isinstance(model, keras.Sequential) else model.input)

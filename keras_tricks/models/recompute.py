@@ -11,15 +11,10 @@ import functools
 import itertools
 import math
 import numbers
-import os
 import re
-import subprocess
-import sys
-import tempfile
 import warnings
 
 import keras
-import numpy as np
 from keras import tree
 
 from keras_tricks._arguments import check_count
@@ -33,6 +28,7 @@ from keras_tricks.models._graph import (
     plain_functional,
     require_graph,
 )
+from keras_tricks.models._peak_memory import peak_in_a_process
 from keras_tricks.models._segment import Segment, recorder
 from keras_tricks.models.jit import is_jitted, jit
 
@@ -122,7 +118,7 @@ def recompute(model, segments="sqrt", measure=None):
         jit(new)
     new.recompute_report = _report(chain, cuts)
     if measure is not None:
-        measured = tuple(_peak_in_a_process(m, measure) for m in (model, new))
+        measured = tuple(peak_in_a_process(m, measure) for m in (model, new))
         new.recompute_report = dataclasses.replace(new.recompute_report, measured=measured)
     return new
 
@@ -336,37 +332,3 @@ def _leading_to(output, calls):
     made = {id(t) for *_, outputs in found for t in tree.flatten(outputs)}
     taken = {id(t): t for _, args, kwargs, _ in found for t in edges_of((args, kwargs)) if id(t) not in made}
     return list(taken.values()), found
-
-
-def _peak_in_a_process(model, batch_size):
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "model.keras")
-        model.save(path)
-        code = f"from keras_tricks.models.recompute import _print_peak; _print_peak({path!r}, {batch_size})"
-        child = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-        )
-    if child.returncode:
-        raise RuntimeError(f"A training step of {model.name!r} could not be measured:\n{child.stderr[-2000:]}")
-    return int(child.stdout.split()[-1])
-
-
-def _print_peak(path, batch_size):
-    """Prints by how many bytes a training step, on zeros, raises the peak memory of this process."""
-    model = _functional(keras.models.load_model(path, compile=False))
-    x, y = (
-        tree.map_structure(lambda t: np.zeros((batch_size, *(d or 1 for d in t.shape[1:])), t.dtype), tensors)
-        for tensors in (model.input, model.output)
-    )
-    model.compile("sgd", tree.map_structure(lambda t: "mse", model.output))
-    model.train_on_batch(tree.map_structure(lambda t: t[:1], x), tree.map_structure(lambda t: t[:1], y))
-    start = _peak_memory()
-    model.train_on_batch(x, y)
-    print(_peak_memory() - start)
-
-
-def _peak_memory():
-    # Not `resource.getrusage`: there a process starts with the peak of the one that started it.
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
