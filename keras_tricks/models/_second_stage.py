@@ -6,7 +6,6 @@ the frequent ones. Kang et al., 2020, arXiv:1910.09217.
 
 import inspect
 import math
-import threading
 import warnings
 
 import keras
@@ -35,26 +34,16 @@ class FrozenBackbone(keras.Model):
     def call(self, inputs, training=None, mask=None):
         return super().call(inputs, training=False, mask=mask)
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        if self.drawn is not None and not getattr(_validating, "now", False):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        if self.drawn is not None and training:
             self.drawn.update_state(keras.tree.flatten(y)[0], keras.tree.flatten(y_pred)[0], sample_weight)
-        return super().compute_metrics(x, y, y_pred, sample_weight)
-
-    def test_step(self, *args):
-        _validating.now = True
-        try:
-            return super().test_step(*args)
-        finally:
-            _validating.now = False
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def get_metrics_result(self):
         results = super().get_metrics_result()
         if self.drawn is not None:
             results.pop(self.drawn.name)
         return results
-
-
-_validating = threading.local()  # each replica has a thread, in which its step is traced
 
 
 class _Drawn(keras.metrics.Metric):
