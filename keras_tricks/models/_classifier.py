@@ -6,17 +6,8 @@ import keras
 
 from keras_tricks._keras.replicas import scope_of
 from keras_tricks.layers.normalized_dense import NormalizedDense
-from keras_tricks.models._graph import (
-    builds_as_keras_does,
-    described,
-    edges_of,
-    has_other_kernel,
-    opens,
-    require_graph,
-    trace,
-    walk,
-)
-from keras_tricks.models.convert import Conversion, Rule
+from keras_tricks.models._copy import ModelCopy, Other
+from keras_tricks.models._graph import described, edges_of, has_other_kernel, opens, require_graph, trace, walk
 
 INSTEAD = "Build a functional model of the same layers, keras.Model(inputs, outputs), and give that."
 ADJUSTMENT = "logit_adjustment"  # the name by which a model shows, also when it was saved, that it is adjusted
@@ -28,11 +19,6 @@ _Found = collections.namedtuple("_Found", "path layer")  # the model and those i
 def find(name, model, layer):
     """The classifier, which must be in one place only."""
     require_graph(name, model, INSTEAD)
-    if not builds_as_keras_does(model):
-        raise ValueError(
-            f"`{name}`: {type(model).__name__} {model.name!r} has an `__init__` or `call` of its own, which a copy "
-            "would lose. Give its graph, as a plain model: keras.Model(model.input, model.output)."
-        )
     last = check_output(name, model)
     if layer is None:
         if not isinstance(last, _CLASSIFIERS):
@@ -105,7 +91,7 @@ def check_output(name, model):
 def _last(model):
     """The operation that makes the output, behind what only casts or passes on; `None` if there is none."""
     _, calls, outputs = trace(model)
-    producers = {edge: call for call in calls for edge in edges_of(call.outputs)}
+    producers = {edge: call for call in calls for edge in call.gives}
     call = producers.get(edges_of(outputs)[0])
     while call is not None:
         layer = call.layer
@@ -117,7 +103,7 @@ def _last(model):
             type(layer) is keras.layers.Activation and layer.activation is keras.activations.linear
         ):
             return layer
-        call = producers.get(edges_of([call.args, call.kwargs])[0])
+        call = producers.get(call.takes[0])
     return None
 
 
@@ -172,14 +158,12 @@ def set_weights(layer, kernel, bias):
         layer.bias.assign(bias)
 
 
-def copy_around(found, make, carry):
+def copy_around(name, found, make, carry):
     """A copy of the model in which `make` makes the classifier; and the copies of the models that lead to it, and it.
 
     All other layers have the weights, seeds and flags of the originals; what the classifier gets is up to `carry`.
     """
     model, classifier = found.path[0], found.layer
-    rule = Rule(lambda layer: make(layer) if layer is classifier else None, carry)
     with scope_of(model):
-        conversion = Conversion(model, {type(classifier): rule}, None)
-        copy, _ = conversion.result()
-    return copy, [conversion.copies[id(layer)] for layer in (*found.path, classifier)]
+        copy = ModelCopy(name, model, {id(classifier): Other(make(classifier), carry)})
+        return copy.result(), [copy.copies[id(layer)] for layer in (*found.path, classifier)]

@@ -6,7 +6,15 @@ import dataclasses
 import keras
 import numpy as np
 
-from keras_tricks.models._graph import as_float64, described
+from keras_tricks.models._graph import Call, as_float64, described
+
+
+@dataclasses.dataclass(eq=False)
+class FusedCall(Call):
+    """A call in the graph that is fused."""
+
+    owner: keras.Operation  # the layer of the model that this call comes from
+    weights: dict | None = None  # float64 values by name, once something was folded into the layer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Models taken apart: the layers in them, the calls of these, and copies of them."""
+"""Models read: the layers that a model is made of, and the calls of these."""
 
 import collections
 import dataclasses
@@ -34,24 +34,49 @@ def inside(layer):
     return list({id(x): x for x in held}.values())
 
 
+def leaves(model):
+    """The layers that are called in the end: those of a model, and of models inside it, in their place."""
+    if not runs_its_graph(model):
+        return [] if isinstance(model, keras.layers.InputLayer) else [model]
+    return list({id(leaf): leaf for layer in model.layers for leaf in leaves(layer)}.values())
+
+
 def opens(layer):
     """Whether the copy of a layer can be put together from copies of the layers inside it."""
     if isinstance(layer, keras.Model):
-        return is_graph(layer) and builds_as_keras_does(layer)
+        return is_graph(layer) and not own_methods(layer)
     return type(layer) in (keras.layers.TimeDistributed, ReZero, Recompute, Segment)
 
 
-def is_graph(model):
-    if isinstance(model, keras.Sequential):
-        return hasattr(model, "inputs")  # not if it was never built, or its first layer takes several tensors
-    return is_functional(model)
+def is_graph(layer):
+    """Whether a layer is a model whose calls of layers Keras knows."""
+    if isinstance(layer, keras.Sequential):
+        return hasattr(layer, "inputs")  # not if it was never built, or its first layer takes several tensors
+    return isinstance(layer, keras.Function) and isinstance(layer, keras.Model)
 
 
-def require_graph(name, model, instead):
-    """Raises unless `model` is a built Functional or Sequential model; `instead` says what to do with another."""
+def runs_its_graph(layer):
+    """Whether these are also all that it does when it is called."""
+    return is_graph(layer) and "call" not in own_methods(layer)
+
+
+def own_methods(model):
+    """Those of `__init__` and `call` that are not Keras' own."""
+    return [name for name in ("__init__", "call") if not is_keras(getattr(type(model), name).__module__)]
+
+
+def is_keras(module):
+    return (module or "").split(".")[0] == "keras"
+
+
+def require_graph(name, model, instead, without=("__init__", "call")):
+    """Raises unless `model` is a built Functional or Sequential model, `without` these methods of its own.
+
+    `instead` says what to do with a subclassed one.
+    """
     if not isinstance(model, keras.Model):
         raise TypeError(f"`{name}` expects a keras.Model. Received: {model!r}")
-    if not isinstance(model, keras.Sequential) and not is_functional(model):
+    if not isinstance(model, keras.Sequential | keras.Function):
         raise ValueError(
             f"`{name}`: {type(model).__name__} {model.name!r} is a subclassed model, whose `call` is code that cannot "
             f"be read. {instead}"
@@ -61,15 +86,13 @@ def require_graph(name, model, instead):
             f"`{name}`: model {model.name!r} is not built, so its layers have no weights yet. Begin it with "
             "keras.Input(shape), and train or load it."
         )
-
-
-def is_functional(model):
-    return isinstance(getattr(type(model), "operations", None), property)
-
-
-def builds_as_keras_does(model):
-    plain = keras.Sequential if isinstance(model, keras.Sequential) else type(plain_functional(model))
-    return type(model).__init__ is plain.__init__ and type(model).call is plain.call
+    own = [f"`{method}`" for method in own_methods(model) if method in without]
+    if own:
+        raise ValueError(
+            f"`{name}` expects a plain Functional or Sequential model. Received: {described(model)}, whose own "
+            f"{' and '.join(own)} the new model would lose. Give its graph, as a plain model of the same layers: "
+            "`keras.Model(model.input, model.output)`."
+        )
 
 
 def plain_functional(model):
@@ -93,29 +116,39 @@ class Call:
     args: tuple
     kwargs: dict
     outputs: object
-    owner: keras.Operation  # the layer of the model that this call comes from
-    weights: dict | None = None  # float64 values by name, once something was folded into the layer
 
     @property
     def input(self):
         return self.args[0] if self.args else next(iter(self.kwargs.values()))
 
     @property
+    def takes(self):
+        return edges_of((self.args, self.kwargs))
+
+    @property
+    def gives(self):
+        return keras.tree.flatten(self.outputs)
+
+    @property
     def training(self):
         return bool(self.kwargs.get("training"))
 
 
-def trace(model, dtype=None):
+def trace(model, dtype=None, with_shapes=False):
     """The inputs of a model, in `dtype` if they are floating point, the calls of its layers in order, and its outputs.
 
     `clone_model` shows each call to a function that may answer with any tensor: nothing is computed, no layer called.
+    Only `with_shapes=True` calls them, for tensors with shapes and dtypes.
     """
     calls = []
     edge = keras.layers.Identity(name="edge")
 
     def note(layer, *args, **kwargs):
-        outputs = keras.tree.map_structure(lambda _: edge(first), layer.output)
-        calls.append(Call(layer, args, kwargs, outputs, layer))
+        if with_shapes:
+            outputs = layer(*args, **kwargs)
+        else:
+            outputs = keras.tree.map_structure(lambda _: edge(first), layer.output)
+        calls.append(Call(layer, args, kwargs, outputs))
         return outputs
 
     not_compiled = plain_functional(model)

@@ -45,7 +45,7 @@ class Segment(keras.layers.Layer):
     It calls them itself. A Functional model would do so too, but two of these that share a layer cannot be loaded: each
     numbers the calls of a layer from 0, and finds those of the other. Here calls leave no trace in the layers.
 
-    `Segment.of_calls` and `Segment.of_model` make one.
+    `Segment.of_calls` makes one.
     """
 
     def __init__(self, inputs, operations, calls, output, **kwargs):
@@ -58,7 +58,7 @@ class Segment(keras.layers.Layer):
 
     @classmethod
     def of_calls(cls, inputs, calls, output, **kwargs):
-        """The segment of calls that were recorded: tuples `(operation, args, kwargs, outputs)` with their tensors."""
+        """The segment of calls that `_graph.trace` has found, or that were made since."""
         edges, operations, numbered = {}, {}, []
 
         def number(tensor):
@@ -66,12 +66,11 @@ class Segment(keras.layers.Layer):
 
         for tensor in inputs:
             number(tensor)
-        for operation, *arguments, outputs in calls:
-            position, _ = operations.setdefault(id(operation), (len(operations), operation))
-            arguments = tree.map_structure(lambda x: edges.get(id(x), x), arguments)
-            outputs = tree.flatten(outputs)
-            numbered.append(_Call(position, *arguments, len(outputs)))
-            for tensor in outputs:
+        for call in calls:
+            position, _ = operations.setdefault(id(call.layer), (len(operations), call.layer))
+            arguments = tree.map_structure(lambda x: edges.get(id(x), x), (call.args, call.kwargs))
+            numbered.append(_Call(position, *arguments, len(call.gives)))
+            for tensor in call.gives:
                 number(tensor)
         return cls(
             [_Input(input_arguments(tensor)) for tensor in inputs],
@@ -80,15 +79,6 @@ class Segment(keras.layers.Layer):
             edges[id(output)],
             **kwargs,
         )
-
-    @classmethod
-    def of_model(cls, model, **kwargs):
-        """The segment of all calls of a Functional model with one output."""
-        calls = []
-        clone = keras.models.clone_model(
-            keras.Model(model.input, model.output), clone_function=lambda layer: layer, call_function=recorder(calls)
-        )
-        return cls.of_calls(clone.inputs, calls, clone.outputs[0], **kwargs)
 
     def as_model(self):
         """A Functional model of the same calls, to be read."""
@@ -139,17 +129,6 @@ class Segment(keras.layers.Layer):
             for call in config.pop("calls")
         ]
         return cls(inputs, operations, calls, Edge(config.pop("output")), **config)
-
-
-def recorder(calls):
-    """A `call_function` for `clone_model` that calls the operation and notes the call."""
-
-    def record(operation, *args, **kwargs):
-        outputs = operation(*args, **kwargs)
-        calls.append((operation, args, kwargs, outputs))
-        return outputs
-
-    return record
 
 
 def input_arguments(tensor):

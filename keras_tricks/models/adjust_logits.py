@@ -50,7 +50,7 @@ def adjust_logits(model, class_counts, tau=1.0):
         Aditya Krishna Menon, Sadeep Jayasumana, Ankit Singh Rawat, Himanshu Jain, Andreas Veit, Sanjiv Kumar,
         "Long-tail learning via logit adjustment", 2021, arXiv:2007.07314.
     """
-    require_graph("adjust_logits", model, INSTEAD)
+    require_graph("adjust_logits", model, INSTEAD, without=("call",))
     tau = check_number("tau", tau, at_least=0)
     check_output("adjust_logits", model)
     for loss in keras.tree.flatten(model.loss) if model.compiled else ():

@@ -18,17 +18,8 @@ from keras_tricks.layers.ac_conv import ACConv2D
 from keras_tricks.layers.extended_batch_normalization import ExtendedBatchNormalization
 from keras_tricks.layers.rezero import ReZeroAdd
 from keras_tricks.layers.ws_conv import WSConv1D, WSConv2D, WSConv3D, WSDense, WSDepthwiseConv2D
-from keras_tricks.models._copy import assign, carry_everything, carry_nothing, plain_copy
-from keras_tricks.models._graph import (
-    builds_as_keras_does,
-    has_other_kernel,
-    is_functional,
-    is_graph,
-    opens,
-    plain_functional,
-    require_graph,
-    walk,
-)
+from keras_tricks.models._copy import ModelCopy, Other, assign, carry_nothing, copy_weights, plain_copy
+from keras_tricks.models._graph import edges_of, has_other_kernel, is_graph, require_graph, trace
 from keras_tricks.models._segment import Segment
 
 
@@ -86,10 +77,14 @@ def convert(model, tricks, exclude=None):
     kept:
       b: Conv2D, excluded by '^b$'
     """
-    _check_model(model)
+    require_graph(
+        "convert",
+        model,
+        "Use the tricks' layers in that code, or convert the Functional models that it holds before giving them to it.",
+    )
     rules = _rules(tricks)
     with scope_of(model):
-        return Conversion(model, rules, exclude).result()
+        return _Conversion(model, rules, exclude).result()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +117,7 @@ class ConversionReport:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class _Rule:
     """How layers of one class are replaced: `make` gives the new layer, or `None` to keep the old one."""
 
     make: collections.abc.Callable
@@ -130,30 +125,27 @@ class Rule:
     obstacle: collections.abc.Callable = lambda layer: None  # the reason why a layer cannot be replaced, or None
 
 
-class Conversion:
+class _Conversion(ModelCopy):
     def __init__(self, model, rules, exclude):
-        self.model = model
+        super().__init__("convert", model)
         self.rules = rules
-        self.copies = {}  # by the id of the original, so that what is shared stays shared
-        self.carries = []  # (original, copy, how its weights go over, whether the copy is trainable)
         self.parents = {}  # by the id of a new tensor: the tensors it was computed from
-        self.new, self.kept = {}, {}  # by the id of the original: the layer to put there, or why there is none
-        places = list(walk(model))
-        _check_sharing(places)
+        self.kept = {}  # by the id of a layer: why it is not replaced
         self.found = {}  # the layers concerned, by id: where each is reached first
-        for p in places:
+        for p in self.places:
             if type(p.layer) in rules:
                 self.found.setdefault(id(p.layer), p)
-        _check_keys(rules, places)
-        excluded = _excluded(exclude, [p for p in places if id(p.layer) in self.found])
-        times_called = _times_called([model, *[p.layer for p in places]]) if keras.layers.Add in rules else {}
+        _check_keys(rules, self.places)
+        excluded = _excluded(exclude, [p for p in self.places if id(p.layer) in self.found])
+        layers = [model, *[p.layer for p in self.places]]
+        times_called = _times_called(layers) if keras.layers.Add in rules else {}
         for place in self.found.values():
             self._decide(place, excluded, times_called)
 
     def _decide(self, place, excluded, times_called):
         layer = place.layer
         rule = self.rules[type(layer)]
-        inside = next((h for h in place.holders if id(h) in self.new), None)
+        inside = next((h for h in place.holders if id(h) in self.others), None)
         if id(layer) in excluded:
             reason = f"excluded by {excluded[id(layer)]}"
         elif place.closed is not None:
@@ -171,7 +163,7 @@ class Conversion:
             elif isinstance(new, ReZeroAdd) and times_called.get(id(layer), 1) > 1:
                 reason = f"called {times_called[id(layer)]} times, so its sums would share one alpha"
             else:
-                self.new[id(layer)] = new
+                self.others[id(layer)] = Other(new, rule.carry)
         if reason is not None:
             self.kept[id(layer)] = reason
 
@@ -179,83 +171,31 @@ class Conversion:
         self._require_change()
         model = self.copy(self.model)
         self._require_change()
-        for _, new, _, trainable in reversed(self.carries):  # holders before what they hold
-            if new.trainable != trainable:
-                new.trainable = trainable
-        for old, new, carry, _ in self.carries:
-            carry(old, new)
-        report = ConversionReport(
-            tuple(
-                (p.path, type(p.layer).__name__, type(self.new[i]).__name__)
-                for i, p in self.found.items()
-                if i in self.new
-            ),
-            tuple((p.path, type(p.layer).__name__, self.kept[i]) for i, p in self.found.items() if i in self.kept),
+        self.carry_weights()
+        found = [(p.path, type(p.layer).__name__, i) for i, p in self.found.items()]
+        return model, ConversionReport(
+            tuple((path, cls, type(self.others[i].layer).__name__) for path, cls, i in found if i in self.others),
+            tuple((path, cls, self.kept[i]) for path, cls, i in found if i in self.kept),
             self.model.count_params(),
             model.count_params(),
         )
-        return model, report
 
     def _require_change(self):
-        if not self.new:
+        if not self.others:
             lines = [f"{p.path}: {type(p.layer).__name__}, {self.kept[i]}" for i, p in self.found.items()]
             raise ValueError("`convert` has nothing to change. These layers were found:\n  " + "\n  ".join(lines))
 
-    def copy(self, layer):
-        """The layer's place in the new model: a new layer, always the same for the same layer."""
-        if id(layer) not in self.copies:
-            carry = carry_nothing
-            if id(layer) in self.new:
-                new, carry = self.new[id(layer)], self.rules[type(layer)].carry
-            elif not opens(layer):
-                new, carry = plain_copy(layer), carry_everything
-            elif isinstance(layer, keras.Model):
-                new = self._sequential(layer) if isinstance(layer, keras.Sequential) else self._functional(layer)
-                new.dtype_policy = layer.dtype_policy
-            elif isinstance(layer, Segment):
-                new = Segment.of_model(self._functional(layer.as_model()), name=layer.name)
-            else:
-                config = {k: v for k, v in layer.get_config().items() if k != "layer"}
-                new, carry = type(layer)(self.copy(layer.layer), **config), _carry_around
-            self._put(layer, new, carry)
-        return self.copies[id(layer)]
-
-    def _put(self, layer, new, carry):
-        self.copies[id(layer)] = new
-        if isinstance(layer, keras.Layer):
-            # A layer that replaces another has the flag from its config, unless a function wanted it otherwise.
-            self.carries.append((layer, new, carry, (new if id(layer) in self.new else layer).trainable))
-
-    def _sequential(self, model):
-        input_layer = keras.layers.deserialize(model.get_config()["layers"][0])
-        return type(model)([input_layer, *map(self.copy, model.layers)], name=model.name)
-
-    def _functional(self, model):
-        inputs = {
-            id(layer.output): keras.layers.InputLayer.from_config(layer.get_config()).output
-            for layer in model.layers
-            if isinstance(layer, keras.layers.InputLayer)
-        }
-        clone = keras.models.clone_model(
-            plain_functional(model),  # without what `compile` was given, which Keras would copy too
-            input_tensors=keras.tree.map_structure(lambda tensor: inputs[id(tensor)], model.input),
-            clone_function=self.copy,
-            call_function=self._call,
-        )
-        return clone if type(model) is type(clone) else type(model)(clone.input, clone.output, name=model.name)
-
-    def _call(self, layer, *args, **kwargs):
+    def call(self, layer, args, kwargs):
         if isinstance(layer, ReZeroAdd):
             layer, args = self._residual_sum(layer, args)
-        outputs = layer(*args, **kwargs)
-        tensors = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
+        outputs = super().call(layer, args, kwargs)
         for output in keras.tree.flatten(outputs):
-            self.parents[id(output)] = tensors
+            self.parents[id(output)] = edges_of((args, kwargs))
         return outputs
 
     def _residual_sum(self, layer, args):
         """A new ReZeroAdd with its inputs in order; if there is no telling which is which, a plain Add instead."""
-        old = next((p.layer for i, p in self.found.items() if self.new.get(i) is layer), None)
+        old = next((self.found[i].layer for i, other in self.others.items() if other.layer is layer), None)
         if old is None:  # it was a ReZeroAdd before
             return layer, args
         terms = args[0]
@@ -270,9 +210,9 @@ class Conversion:
         else:
             reason = "neither of its inputs is computed from the other, so none is the skip connection"
         plain = plain_copy(old)
-        del self.new[id(old)]
+        del self.others[id(old)]
         self.kept[id(old)] = reason
-        self._put(old, plain, carry_everything)
+        self.put(old, plain, copy_weights)
         return plain, args
 
     def _is_ancestor(self, tensor, other):
@@ -287,16 +227,14 @@ class Conversion:
         return False
 
 
-def _times_called(models):
-    """How often each Add is called, by id."""
+def _times_called(layers):
+    """How often each layer is called in the models and segments among these, by id."""
     calls = collections.Counter()
-    for segment in {id(m): m for m in models if isinstance(m, Segment)}.values():
-        calls.update(id(segment.operations[call.operation]) for call in segment.calls)
-    for model in {id(m): m for m in models if isinstance(m, keras.Model) and is_functional(m)}.values():
-        adds = {layer.name: layer for layer in model.layers if type(layer) is keras.layers.Add}
-        for record in plain_functional(model).get_config()["layers"] if adds else ():
-            if record["name"] in adds:
-                calls[id(adds[record["name"]])] += len(record["inbound_nodes"])
+    for layer in {id(layer): layer for layer in layers}.values():
+        if isinstance(layer, Segment):
+            layer = layer.as_model()
+        if is_graph(layer):
+            calls.update(id(call.layer) for call in trace(layer)[1])
     return calls
 
 
@@ -322,11 +260,11 @@ def _rule(key, value):
         if key not in classes:
             names = ", ".join(cls.__name__ for cls in classes)
             raise ValueError(f"{value!r} is a trick for layers of class {names}. Received: {key.__name__}")
-        return Rule(lambda layer: classes[key].from_config({**layer.get_config(), **arguments}), carry, obstacle)
+        return _Rule(lambda layer: classes[key].from_config({**layer.get_config(), **arguments}), carry, obstacle)
     if inspect.isclass(value) and issubclass(value, keras.Layer):
-        return Rule(lambda layer: _from_config_of(value, layer), _carry_by_name)
+        return _Rule(lambda layer: _from_config_of(value, layer), _carry_by_name)
     if callable(value) and not inspect.isclass(value) and not isinstance(value, keras.Layer):
-        return Rule(lambda layer: _from_function(value, layer), _carry_by_name)
+        return _Rule(lambda layer: _from_function(value, layer), _carry_by_name)
     raise TypeError(
         f"The values of `tricks` are names ({', '.join(map(repr, _NAMED))}), classes of Keras layers, or functions "
         f"from layer to layer. Received for {key.__name__}: {value!r}"
@@ -353,13 +291,6 @@ def _from_function(function, layer):
             f"The function for {type(layer).__name__} has to return a Keras layer or None. It gave: {new!r}"
         )
     return new
-
-
-def _carry_around(old, new):
-    """The weights of a wrapper, without those of the layer in it."""
-    own = [[v for v in x.variables if not any(v is inner for inner in x.layer.variables)] for x in (old, new)]
-    for a, b in zip(*own, strict=True):
-        assign(b, a)
 
 
 def _carry_by_name(old, new):
@@ -439,19 +370,6 @@ _NAMED = {
 # What is refused
 
 
-def _check_model(model):
-    require_graph(
-        "convert",
-        model,
-        "Use the tricks' layers in that code, or convert the Functional models that it holds before giving them to it.",
-    )
-    if not builds_as_keras_does(model):
-        raise ValueError(
-            f"`convert`: {type(model).__name__} {model.name!r} has an `__init__` or `call` of its own, which a copy "
-            "would lose. Convert its graph, as a plain model: `convert(keras.Model(model.input, model.output), ...)`."
-        )
-
-
 def _check_keys(rules, places):
     counts = collections.Counter(type(layer) for layer in {id(p.layer): p.layer for p in places}.values())
     for key in rules:
@@ -460,21 +378,6 @@ def _check_keys(rules, places):
             raise ValueError(
                 f"`convert`: no layer of the model is of class {key.__name__}; subclasses do not count. "
                 f"Its layers are: {there}."
-            )
-
-
-def _check_sharing(places):
-    """What a closed layer shares with the rest could not stay shared, since it is copied from its config."""
-    closed = {}
-    for p in places:
-        if isinstance(p.layer, keras.layers.InputLayer):
-            continue  # it has no weights: a copy of its own does not matter
-        other = closed.setdefault(id(p.layer), p.closed)
-        if other is not p.closed:
-            name = next(c.name for c in (p.closed, other) if c is not None)
-            raise ValueError(
-                f"`convert`: layer {p.path!r} is also used outside of {name!r}, which `convert` does not open, so it "
-                "would not stay shared. Share no layer there, or convert before building this model."
             )
 
 

@@ -15,15 +15,15 @@ arXiv:1908.03930.
 
 import collections
 import dataclasses
-import tempfile
 
 import keras
 
 from keras_tricks.layers.recompute import Recompute
 from keras_tricks.layers.rezero import ReZero, ReZeroAdd
 from keras_tricks.models._comparison import compare
-from keras_tricks.models._folding import SCALE_FREELY, fold, folded_config, target_of
-from keras_tricks.models._graph import Call, described, edges_of, require_graph, trace
+from keras_tricks.models._copy import copy_weights, enter, plain_copy, rerun
+from keras_tricks.models._folding import SCALE_FREELY, FusedCall, fold, folded_config, target_of
+from keras_tricks.models._graph import described, edges_of, is_keras, leaves, require_graph, runs_its_graph, trace
 from keras_tricks.models._segment import Segment
 
 
@@ -76,7 +76,7 @@ def fuse(model, return_report=False, probe=None, dtype=None):
         Xiaohan Ding, Yuchen Guo, Guiguang Ding, Jungong Han, "ACNet: Strengthening the Kernel Skeletons for Powerful
         CNN via Asymmetric Convolution Blocks", 2019, arXiv:1908.03930.
     """
-    _require_graph(model)
+    require_graph("fuse", model, "Build a functional model of the same layers, and fuse that.", without=("call",))
     fusion = _Fusion(None if dtype is None else _policy(dtype))
     fused = fusion.fuse(model, model.name, None)
     _note_what_is_not_keras(fused, fusion.kept)
@@ -85,7 +85,7 @@ def fuse(model, return_report=False, probe=None, dtype=None):
     report = FuseReport(
         folded=tuple(dict.fromkeys(fusion.folded)),
         kept=tuple(dict.fromkeys(fusion.kept)),
-        layers=(len(_leaves(model)), len(_leaves(fused))),
+        layers=(len(leaves(model)), len(leaves(fused))),
         parameters=(model.count_params(), fused.count_params()),
         absolute_difference=absolute,
         relative_difference=relative,
@@ -163,7 +163,7 @@ class _Fusion:
             elif isinstance(inner, keras.Layer) and callable(getattr(inner, "fused", None)):
                 plain = self.plain_layers(inner)
             else:
-                plain = [self.inner(inner, inner.name)] if _is_graph(inner) else [inner]
+                plain = [self.inner(inner, inner.name)] if runs_its_graph(inner) else [inner]
             names = [f"{layer.name}_{p.name}" for p in plain] if plain[1:] else [layer.name]
             self.plain[layer] = (
                 [layer]
@@ -177,8 +177,8 @@ class _Fusion:
         layer = call.layer
         if call.weights is not None:
             return self.new(layer, folded_config(call, name)), False
-        nested = _is_graph(layer) and not call.training
-        if _is_graph(layer) and call.training:
+        nested = runs_its_graph(layer) and not call.training
+        if runs_its_graph(layer) and call.training:
             self.kept.append((described(layer), "it is called with training=True, so nothing in it can be folded"))
         known = (layer, nested) in self.copies
         if not known:
@@ -187,7 +187,9 @@ class _Fusion:
         return self.copies[layer, nested], known or nested
 
     def new(self, layer, config):
-        return _from_config(layer, config if self.policy is None else _in_policy(config, self.policy))
+        if is_keras(type(layer).__module__):
+            config = _without_foreign_training(config)
+        return plain_copy(layer, config if self.policy is None else _in_policy(config, self.policy))
 
     def precision(self, layer):
         """What a layer will compute in."""
@@ -206,12 +208,12 @@ class _Graph:
 
     def run(self, calls, tensors, outputs, owner=None):
         """Takes over the calls of a model and returns its outputs; `tensors` says what stands for its inputs."""
-        for call in calls:
+
+        def apply(call, args, kwargs):
             self.owner = owner or call.layer
-            args, kwargs = _replaced((call.args, call.kwargs), tensors)
-            made = self.apply(call.layer, args, kwargs, call.outputs)
-            _enter(tensors, call.outputs, made)
-        return _replaced(outputs, tensors)
+            return self.apply(call.layer, args, kwargs, call.outputs)
+
+        return rerun(calls, outputs, apply, tensors)
 
     def apply(self, layer, args, kwargs, like=None):
         """Adds the calls that compute `layer(*args, **kwargs)`, whose outputs have the structure of `like`."""
@@ -249,11 +251,11 @@ class _Graph:
         if isinstance(layer, Segment):
             layer = layer.as_model()
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
-        if not _is_graph(layer) or kwargs.keys() - {"inputs"}:  # a mask, for example, is for the model as a whole
+        if not runs_its_graph(layer) or kwargs.keys() - {"inputs"}:  # a mask, for example, is for the model as a whole
             return self.apply(layer, args, kwargs, like)
         inputs, calls, outputs = trace(layer)
         tensors = {}
-        _enter(tensors, inputs, args or kwargs)
+        enter(tensors, inputs, args or kwargs)
         return self.run(calls, tensors, outputs, self.owner)
 
     def residual(self, layer, skip, branch):
@@ -266,13 +268,13 @@ class _Graph:
 
     def add(self, layer, args, kwargs, like=None):
         outputs = keras.tree.map_structure(lambda _: keras.KerasTensor(()), like)
-        self.calls.append(Call(layer, args, kwargs, outputs, self.owner))
+        self.calls.append(FusedCall(layer, args, kwargs, outputs, self.owner))
         return outputs
 
     def fold(self, outputs):
         """Moves normalisations and alphas into the linear layers before them."""
-        producers = {edge: call for call in self.calls for edge in edges_of(call.outputs)}
-        uses = collections.Counter(edges_of([outputs, *((call.args, call.kwargs) for call in self.calls)]))
+        producers = {edge: call for call in self.calls for edge in call.gives}
+        uses = collections.Counter([*edges_of(outputs), *(edge for call in self.calls for edge in call.takes)])
         times = collections.Counter(call.layer for call in self.calls)
         for call in list(self.calls):
             alpha = call.layer in self.alphas
@@ -292,44 +294,30 @@ class _Graph:
 
     def rebuild(self, inputs, outputs, names, model_name):
         """The model of these calls, every layer of it new. `names` says which name is kept for which layer."""
-        tensors, layers = {}, {}
-        for call in self.calls:
+        layers = {}
+
+        def make(call, args, kwargs):
             name = call.layer.name
             while layers.get(name, call.layer) is not call.layer or names.get(name, call.owner) is not call.owner:
                 name = f"{call.owner.name}_{name}"
             layers[name] = call.layer
             layer, has_weights = self.fusion.copy(call, name)
-            args, kwargs = _replaced((call.args, call.kwargs), tensors)
-            _enter(tensors, call.outputs, layer(*args, **kwargs))
+            made = layer(*args, **kwargs)
             if not has_weights:
                 _set_weights(layer, call)
-        return keras.Model(inputs, _replaced(outputs, tensors), name=model_name)
+            return made
 
-
-def _replaced(structure, tensors):
-    return keras.tree.map_structure(lambda x: tensors.get(x, x) if isinstance(x, keras.KerasTensor) else x, structure)
-
-
-def _enter(tensors, edges, values):
-    tensors.update(zip(edges_of(edges), keras.tree.flatten(values), strict=True))
+        return keras.Model(inputs, rerun(self.calls, outputs, make), name=model_name)
 
 
 def _set_weights(layer, call):
-    if call.weights is not None:
-        for name, value in call.weights.items():
-            if value is not None:
-                getattr(layer, name).assign(value)
+    if call.weights is None:
+        if isinstance(call.layer, keras.Layer):
+            copy_weights(call.layer, layer)
         return
-    old, new = getattr(call.layer, "variables", []), getattr(layer, "variables", [])
-    if [v.shape for v in old] != [v.shape for v in new]:
-        raise ValueError(
-            f"A copy of {described(call.layer)}, made by its `get_config` and `from_config`, has other weights than "
-            f"the layer: {[v.name for v in new]} instead of {[v.name for v in old]}."
-        )
-    for a, b in zip(new, old, strict=True):
-        a.assign(b)
-    if isinstance(layer, keras.layers.Normalization):
-        layer.finalize_state()
+    for name, value in call.weights.items():
+        if value is not None:
+            getattr(layer, name).assign(value)
 
 
 def _policy(dtype):
@@ -367,24 +355,6 @@ def _in_policy(config, policy):
     return result
 
 
-def _from_config(layer, config):
-    if not _is_keras(type(layer).__module__):
-        return type(layer).from_config(config)
-    if isinstance(layer, keras.layers.Lambda):
-        copy = type(layer).from_config(config, safe_mode=False)
-        copy.function = layer.function  # code of this very process, with what it refers to
-        return copy
-    copy = type(layer).from_config(_without_foreign_training(config))
-    if hasattr(layer, "load_assets"):  # a vocabulary, which decides the output's shape
-        store = {}
-        layer.save_own_variables(store)
-        copy.load_own_variables(store)
-        with tempfile.TemporaryDirectory() as folder:
-            layer.save_assets(folder)
-            copy.load_assets(folder)
-    return copy
-
-
 def _without_foreign_training(config):
     """`config` without the initializers, regularizers and constraints that are not Keras' own."""
     if isinstance(config, list):
@@ -406,18 +376,14 @@ def _foreign(config):
     elif isinstance(config, dict):
         if config.get("class_name") == "__lambda__":
             yield "a lambda"
-        elif "registered_name" in config and not _is_keras(config.get("module")):
+        elif "registered_name" in config and not is_keras(config.get("module")):
             yield config["registered_name"] or config["class_name"]
         for value in config.values():
             yield from _foreign(value)
 
 
-def _is_keras(module):
-    return (module or "").split(".")[0] == "keras"
-
-
 def _note_what_is_not_keras(fused, kept):
-    for layer in _leaves(fused):
+    for layer in leaves(fused):
         for name in dict.fromkeys(_foreign(keras.saving.serialize_keras_object(layer))):
             if name.startswith("keras_tricks"):
                 raise ValueError(
@@ -427,24 +393,3 @@ def _note_what_is_not_keras(fused, kept):
                 )
             where = "with safe_mode=False" if name == "a lambda" else "where it is registered"
             kept.append((described(layer), f"{name} is not Keras' own: the file loads {where}"))
-
-
-def _is_graph(model):
-    """Whether a layer is a model whose calls of layers Keras knows, all of them."""
-    known = isinstance(model, keras.Function) or (isinstance(model, keras.Sequential) and hasattr(model, "inputs"))
-    return known and isinstance(model, keras.Model) and _is_keras(type(model).call.__module__)
-
-
-def _require_graph(model):
-    require_graph("fuse", model, "Build a functional model of the same layers, and fuse that.")
-    if not _is_graph(model):
-        raise ValueError(
-            f"`fuse`: {type(model).__name__} {model.name!r} has a `call` of its own, which the fused model would lose. "
-            "Fuse its graph, as a plain model: `fuse(keras.Model(model.input, model.output))`."
-        )
-
-
-def _leaves(model):
-    if not _is_graph(model):
-        return [] if isinstance(model, keras.layers.InputLayer) else [model]
-    return list({id(leaf): leaf for layer in model.layers for leaf in _leaves(layer)}.values())

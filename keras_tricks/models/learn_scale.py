@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_tricks.models._classifier import copy_around, find, require_linear, set_weights
-from keras_tricks.models._copy import carry_everything, plain_copy
+from keras_tricks.models._copy import copy_weights, plain_copy
 from keras_tricks.models._graph import as_float64, described
 from keras_tricks.models._second_stage import Training, result_of
 
@@ -59,18 +59,19 @@ def learn_scale(model, data, epochs=10, optimizer=None, loss=None, layer=None, *
         )
     training = Training("learn_scale", model, data, epochs, optimizer, loss, kwargs)
     _, path = copy_around(
+        "learn_scale",
         found,
         lambda layer: ScaledClasses(plain_copy(layer), name=layer.name),
-        lambda old, new: carry_everything(old, new.layer),
+        lambda old, new: copy_weights(old, new.layer),
     )
     history = training.run(path, frozen=[path[-1].layer])
     scale = as_float64(path[-1].scale)
 
     def carry(old, new):
-        carry_everything(old, new)
+        copy_weights(old, new)
         set_weights(new, as_float64(old.kernel) * scale, None if old.bias is None else as_float64(old.bias) * scale)
 
-    return result_of(found, carry, history)
+    return result_of("learn_scale", found, carry, history)
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")

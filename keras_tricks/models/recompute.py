@@ -20,16 +20,10 @@ from keras import tree
 from keras_tricks._arguments import check_count
 from keras_tricks._keras.replicas import scope_of
 from keras_tricks.layers.recompute import Recompute
-from keras_tricks.models._graph import (
-    builds_as_keras_does,
-    edges_of,
-    is_graph,
-    new_inputs,
-    plain_functional,
-    require_graph,
-)
+from keras_tricks.models._copy import rerun
+from keras_tricks.models._graph import Call, is_graph, plain_functional, require_graph, trace
 from keras_tricks.models._peak_memory import peak_in_a_process
-from keras_tricks.models._segment import Segment, recorder
+from keras_tricks.models._segment import Segment
 from keras_tricks.models.jit import is_jitted, jit
 
 
@@ -101,8 +95,8 @@ def recompute(model, segments="sqrt", measure=None):
         arXiv:1604.06174.
     """
     measure = None if measure is None else check_count("measure", measure)
-    graph = _functional(model)
-    chain = _chain(graph)
+    require_graph("recompute", model, "Wrap its blocks in `keras_tricks.layers.Recompute` in that code.")
+    chain = _chain(model)
     ends = [piece.end for piece in chain[:-1]]
     if not ends:
         raise ValueError(
@@ -111,7 +105,7 @@ def recompute(model, segments="sqrt", measure=None):
         )
     cuts = _cuts(chain, segments)
     with scope_of(model):
-        new = _rebuild(graph, [chain[c - 1] for c in cuts])
+        new = _rebuild(model, [chain[c - 1] for c in cuts])
         new.dtype_policy = model.dtype_policy  # not the global one; `compile` scales the loss by it
         _compile_alike(new, model)
     if is_jitted(model):
@@ -138,17 +132,6 @@ def _compile_alike(new, model):
         )
 
 
-def _functional(model):
-    require_graph("recompute", model, "Wrap its blocks in `keras_tricks.layers.Recompute` in that code.")
-    if not builds_as_keras_does(model):
-        raise ValueError(
-            f"`recompute`: {type(model).__name__} {model.name!r} has an `__init__` or `call` of its own, which the new "
-            "model would lose. Cut its graph, as a plain model: `recompute(keras.Model(model.input, model.output))`, "
-            "which has the same layers."
-        )
-    return plain_functional(model) if isinstance(model, keras.Sequential) else model
-
-
 @dataclasses.dataclass(frozen=True)
 class _Piece:
     """Operations between two neighbouring places to cut."""
@@ -160,49 +143,41 @@ class _Piece:
     work: int  # bytes of all outputs
 
 
-def _chain(graph):
+def _chain(model):
     """The model as a chain of pieces, in the order in which it runs."""
-    recorded = []
-    clone = keras.models.clone_model(
-        plain_functional(graph),  # not compiled, so neither is its clone
-        input_tensors=new_inputs(graph),
-        clone_function=lambda operation: operation,
-        call_function=recorder(recorded),
-    )
-    calls = [
-        (operation, edges_of((args, kwargs)), tree.flatten(outputs)) for operation, args, kwargs, outputs in recorded
-    ]
+    model_inputs, calls, model_outputs = trace(model, with_shapes=True)
     last_use = {}
-    for position, (_, inputs, _) in enumerate(calls):
-        last_use.update({id(t): position for t in inputs})
-    last_use.update({id(t): len(calls) for t in clone.outputs})
+    for position, call in enumerate(calls):
+        last_use.update({id(t): position for t in call.takes})
+    last_use.update({id(t): len(calls) for t in tree.flatten(model_outputs)})
     # Inputs may be used anywhere: they are kept in any case. So may masks and indices that are made of them alone, also
     # as numbers that attention adds to its scores: they take no memory worth saving.
-    light = {id(t) for t in clone.inputs}
-    masks = {id(t) for t in clone.inputs if not keras.backend.is_float_dtype(t.dtype)}
+    light = {id(t) for t in tree.flatten(model_inputs)}
+    masks = {id(t) for t in tree.flatten(model_inputs) if not keras.backend.is_float_dtype(t.dtype)}
     pieces, live, work = [], set(), 0
-    for position, (operation, inputs, outputs) in enumerate(calls):
+    for position, call in enumerate(calls):
+        inputs, outputs = call.takes, call.gives
         without_numbers = not any(keras.backend.is_float_dtype(t.dtype) for t in outputs)
-        of_masks = all(id(t) in masks for t in inputs) and not getattr(operation, "variables", ())
+        of_masks = all(id(t) in masks for t in inputs) and not getattr(call.layer, "variables", ())
         if of_masks or (without_numbers and all(id(t) in light for t in inputs)):
             light.update(map(id, outputs))
             masks.update(map(id, outputs))
         live.update(id(t) for t in outputs if id(t) not in light)
         live = {key for key in live if last_use.get(key, -1) > position}
-        work += _bytes(operation, outputs)
+        work += _bytes(call)
         made_here = [index for index, t in enumerate(outputs) if id(t) in live]
         if position == len(calls) - 1 or (len(live) == 1 and made_here):
             output = made_here[0] if made_here else 0
-            pieces.append(_Piece(position, output, operation.name, _size(outputs[output]), work))
+            pieces.append(_Piece(position, output, call.layer.name, _size(outputs[output]), work))
             work = 0
     return pieces
 
 
-def _bytes(operation, outputs):
-    if isinstance(operation, keras.Model) and is_graph(operation):
-        return sum(piece.work for piece in _chain(plain_functional(operation)))
-    activated = getattr(operation, "activation", None) not in (None, keras.activations.linear)
-    return sum(map(_size, outputs)) * (2 if activated else 1)
+def _bytes(call):
+    if is_graph(call.layer):
+        return sum(piece.work for piece in _chain(call.layer))
+    activated = getattr(call.layer, "activation", None) not in (None, keras.activations.linear)
+    return sum(map(_size, call.gives)) * (2 if activated else 1)
 
 
 def _size(tensor):
@@ -295,40 +270,38 @@ def _report(chain, cuts):
     return RecomputeReport(sum(works), after, tuple((p[-1].name, w) for p, w in zip(parts, works, strict=True)))
 
 
-def _rebuild(graph, ends):
+def _rebuild(model, ends):
     """The model on new inputs; at each end, what has been run since the last one becomes a segment."""
-    inputs = new_inputs(graph)
+    inputs, calls, outputs = trace(model)
     ends = {piece.end: piece for piece in ends}
     position, number = itertools.count(), itertools.count(1)
-    calls = []
-    record = recorder(calls)
+    done = []
 
-    def call(operation, *args, **kwargs):
-        outputs = record(operation, *args, **kwargs)
+    def run(call, args, kwargs):
+        outputs = call.layer(*args, **kwargs)
+        done.append(Call(call.layer, args, kwargs, outputs))
         piece = ends.get(next(position))
         if piece is None:
             return outputs
         flat = tree.flatten(outputs)
-        needed, inside = _leading_to(flat[piece.output], calls)
+        needed, inside = _leading_to(flat[piece.output], done)
         name = f"segment_{next(number)}_{piece.name}"
         segment = Segment.of_calls(needed, inside, flat[piece.output], name=name)
         flat[piece.output] = Recompute(segment, name=f"recompute_{name}")(needed if len(needed) > 1 else needed[0])
-        calls.clear()
+        done.clear()
         return tree.pack_sequence_as(outputs, flat)
 
-    clone = keras.models.clone_model(
-        plain_functional(graph), input_tensors=inputs, clone_function=lambda operation: operation, call_function=call
-    )
-    return type(graph)(clone.input, clone.output, name=graph.name)
+    graph = plain_functional(model) if isinstance(model, keras.Sequential) else model
+    return type(graph)(inputs, rerun(calls, outputs, run), name=model.name)
 
 
 def _leading_to(output, calls):
     """Those of the calls that a tensor is computed by, and what they take from elsewhere."""
     wanted, found = {id(output)}, []
-    for operation, args, kwargs, outputs in reversed(calls):
-        if any(id(t) in wanted for t in tree.flatten(outputs)):
-            found.insert(0, (operation, args, kwargs, outputs))
-            wanted.update(map(id, edges_of((args, kwargs))))
-    made = {id(t) for *_, outputs in found for t in tree.flatten(outputs)}
-    taken = {id(t): t for _, args, kwargs, _ in found for t in edges_of((args, kwargs)) if id(t) not in made}
+    for call in reversed(calls):
+        if any(id(t) in wanted for t in call.gives):
+            found.insert(0, call)
+            wanted.update(map(id, call.takes))
+    made = {id(t) for call in found for t in call.gives}
+    taken = {id(t): t for call in found for t in call.takes if id(t) not in made}
     return list(taken.values()), found

@@ -8,7 +8,7 @@ Kang et al., 2020, arXiv:1910.09217. The default optimizer and rate are those of
 from keras import ops
 
 from keras_tricks.models._classifier import copy_around, find, require_plain_kernel
-from keras_tricks.models._copy import carry_everything, carry_nothing, unbuilt
+from keras_tricks.models._copy import carry_nothing, copy_weights, unbuilt
 from keras_tricks.models._graph import described
 from keras_tricks.models._second_stage import Training, result_of
 
@@ -71,15 +71,15 @@ def retrain_classifier(model, data, epochs=10, optimizer=None, loss=None, layer=
         raise ValueError(f"`retrain_classifier`: {described(found.layer)} has nothing to train. Name another layer.")
     require_plain_kernel("retrain_classifier", found.layer)
     training = Training("retrain_classifier", model, data, epochs, optimizer, loss, kwargs)
-    _, path = copy_around(found, lambda layer: _fresh(layer, seed), carry_nothing)
+    _, path = copy_around("retrain_classifier", found, lambda layer: _fresh(layer, seed), carry_nothing)
     history = training.run(path)
 
     def carry(old, new):
-        carry_everything(old, new)  # for the flags
+        copy_weights(old, new)  # for the flags
         for variable, trained in zip(new.variables, path[-1].variables, strict=True):
             variable.assign(ops.convert_to_numpy(trained))
 
-    return result_of(found, carry, history)
+    return result_of("retrain_classifier", found, carry, history)
 
 
 def _fresh(layer, seed):

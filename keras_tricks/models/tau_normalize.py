@@ -11,7 +11,7 @@ import numpy as np
 from keras_tricks._arguments import check_number
 from keras_tricks.layers.normalized_dense import SMALLEST_NORM
 from keras_tricks.models._classifier import copy_around, find, require_linear, set_weights
-from keras_tricks.models._copy import carry_everything, plain_copy
+from keras_tricks.models._copy import copy_weights, plain_copy
 from keras_tricks.models._graph import as_float64
 
 
@@ -55,7 +55,7 @@ def tau_normalize(layer, tau=1.0):
     if isinstance(layer, keras.Model):
         found = find("tau_normalize", layer, None)
         require_linear("tau_normalize", found.layer)
-        copy, (*_, classifier) = copy_around(found, plain_copy, carry_everything)
+        copy, (*_, classifier) = copy_around("tau_normalize", found, plain_copy, copy_weights)
         _normalize(classifier, tau)
         return copy
     require_linear("tau_normalize", layer)

@@ -288,7 +288,7 @@ class OwnConstructor(keras.Model):
 
 def test_a_model_with_a_constructor_of_its_own_is_cut_as_the_message_says():
     model = OwnConstructor()
-    with pytest.raises(ValueError, match=r"recompute\(keras\.Model\(model\.input, model\.output\)\)"):
+    with pytest.raises(ValueError, match=r"own `__init__` the new.*keras\.Model\(model\.input, model\.output\)"):
         recompute(model)
     new = recompute(keras.Model(model.input, model.output))
     np.testing.assert_array_equal(new(ones(model)), model(ones(model)))
