@@ -78,8 +78,8 @@ def require_graph(name, model, instead, without=("__init__", "call")):
         raise TypeError(f"`{name}` expects a keras.Model. Received: {model!r}")
     if not isinstance(model, keras.Sequential | keras.Function):
         raise ValueError(
-            f"`{name}`: {type(model).__name__} {model.name!r} is a subclassed model, whose `call` is code that cannot "
-            f"be read. {instead}"
+            f"`{name}` expects a Functional or Sequential model. Received: {described(model)}, which is a subclassed "
+            f"model, whose `call` is code that cannot be read. {instead}"
         )
     if not model.built or not is_graph(model):
         raise ValueError(

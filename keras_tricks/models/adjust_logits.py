@@ -35,9 +35,9 @@ def adjust_logits(model, class_counts, tau=1.0):
 
     Raises:
         TypeError: If `model` is not a Keras model, or `tau` is not a number.
-        ValueError: If the model is not built, subclassed or has several outputs; if its outputs are probabilities; if
-            it is adjusted already, by this function or by the loss that it was compiled with, or that loss is LDAM; if
-            the counts are not one a class.
+        ValueError: If the model is not built, subclassed, or has several outputs or a `call` of its own; if its outputs
+            are probabilities; if it is adjusted already, by this function or by the loss that it was compiled with, or
+            that loss is LDAM; if the counts are not one a class.
 
     Example:
     >>> import keras, numpy as np, keras_tricks as kt

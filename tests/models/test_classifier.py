@@ -41,26 +41,6 @@ def test_what_has_no_single_output_of_logits_is_refused(name, refused):
         OPERATIONS[name](keras.Model(inputs, make(inputs)))
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_what_is_no_built_graph_is_refused(name):
-    class Subclassed(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.head = layers.Dense(3)
-
-        def call(self, x):
-            return self.head(x)
-
-    subclassed = Subclassed()
-    subclassed(data()[0])
-    with pytest.raises(ValueError, match=f"`{name}`: Subclassed .* is a subclassed model"):
-        OPERATIONS[name](subclassed)
-    with pytest.raises(ValueError, match=f"`{name}`: model .* is not built"):
-        OPERATIONS[name](keras.Sequential([layers.Dense(3)]))
-    with pytest.raises(TypeError, match=f"`{name}` expects a .*keras.Model. Received: 'model'"):
-        OPERATIONS[name]("model")
-
-
 def test_a_classifier_that_is_not_found_or_not_alone_is_an_error_that_says_what_to_give():
     x, y = data()
     inputs = keras.Input((6,))

@@ -499,15 +499,6 @@ def test_tricks_that_make_no_sense_are_refused(tricks, error, words):
         convert(residual(), tricks)
 
 
-class Subclassed(keras.Model):
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.conv = layers.Conv2D(2, 3)
-
-    def call(self, x):
-        return self.conv(x)
-
-
 class OwnConstructor(keras.Model):
     def __init__(self, filters, **kwargs):
         inputs = keras.Input((8, 8, 3))
@@ -519,19 +510,6 @@ class OwnStep(keras.Model):
 
     def train_step(self, data):
         return {"own": keras.ops.zeros(())}
-
-
-def test_models_that_cannot_be_copied_are_refused_with_what_to_do():
-    subclassed = Subclassed()
-    subclassed(images())
-    with pytest.raises(ValueError, match=r"is a subclassed model.*Use the tricks' layers in that code"):
-        convert(subclassed, WS)
-    with pytest.raises(ValueError, match=r"own `__init__` the new.*keras\.Model\(model\.input, model\.output\)"):
-        convert(OwnConstructor(4), WS)
-    with pytest.raises(ValueError, match="is not built"):
-        convert(keras.Sequential([layers.Conv2D(2, 3)]), WS)
-    with pytest.raises(TypeError, match=r"expects a keras.Model"):
-        convert(layers.Conv2D(2, 3), WS)
 
 
 @keras.saving.register_keras_serializable(package="test_convert")

@@ -297,19 +297,6 @@ def test_a_model_with_a_constructor_of_its_own_is_cut_as_the_message_says():
 
 
 def test_what_cannot_be_cut_says_what_to_do():
-    with pytest.raises(TypeError, match=r"expects a keras\.Model"):
-        recompute(layers.Dense(3))
-    with pytest.raises(ValueError, match="not built"):
-        recompute(keras.Sequential([layers.Dense(3)]))
-
-    class Subclassed(keras.Model):
-        def call(self, x):
-            return x
-
-    subclassed = Subclassed()
-    subclassed(np.ones((1, 2)))
-    with pytest.raises(ValueError, match="is a subclassed model"):
-        recompute(subclassed)
     with pytest.raises(ValueError, match="no place to cut"):
         recompute(dense(1))
     with pytest.raises(ValueError, match="save next to nothing"):
