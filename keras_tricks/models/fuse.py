@@ -21,6 +21,7 @@ import keras
 from keras_tricks.layers.recompute import Recompute
 from keras_tricks.layers.rezero import ReZero, ReZeroAdd
 from keras_tricks.models._comparison import compare
+from keras_tricks.models._config import float_policy, foreign, in_policy, is_float_policy, without_foreign_training
 from keras_tricks.models._copy import copy_weights, enter, plain_copy, rerun
 from keras_tricks.models._folding import SCALE_FREELY, FusedCall, fold, folded_config, target_of
 from keras_tricks.models._graph import described, edges_of, is_keras, leaves, require_graph, runs_its_graph, trace
@@ -77,7 +78,7 @@ def fuse(model, return_report=False, probe=None, dtype=None):
         CNN via Asymmetric Convolution Blocks", 2019, arXiv:1908.03930.
     """
     require_graph("fuse", model, "Build a functional model of the same layers, and fuse that.", without=("call",))
-    fusion = _Fusion(None if dtype is None else _policy(dtype))
+    fusion = _Fusion(None if dtype is None else float_policy(dtype))
     fused = fusion.fuse(model, model.name, None)
     _note_what_is_not_keras(fused, fusion.kept)
     # Rounding of activations in half precision, which is not in the fused model, made up to eight times that change.
@@ -188,13 +189,13 @@ class _Fusion:
 
     def new(self, layer, config):
         if is_keras(type(layer).__module__):
-            config = _without_foreign_training(config)
-        return plain_copy(layer, config if self.policy is None else _in_policy(config, self.policy))
+            config = without_foreign_training(config)
+        return plain_copy(layer, config if self.policy is None else in_policy(config, self.policy))
 
     def precision(self, layer):
         """What a layer will compute in."""
         policy = getattr(layer, "dtype_policy", None)
-        return layer.compute_dtype if self.policy is None or not _is_float_policy(policy) else self.policy.compute_dtype
+        return layer.compute_dtype if self.policy is None or not is_float_policy(policy) else self.policy.compute_dtype
 
 
 class _Graph:
@@ -320,71 +321,9 @@ def _set_weights(layer, call):
             getattr(layer, name).assign(value)
 
 
-def _policy(dtype):
-    try:
-        policy = keras.dtype_policies.get(dtype)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"`dtype` must be a dtype policy, such as 'float32'. Received: dtype={dtype!r}") from error
-    if not _is_float_policy(policy):
-        raise ValueError(f"`dtype` must be a policy that computes in floating point. Received: dtype={dtype!r}")
-    return policy
-
-
-def _is_float_policy(policy):
-    return (
-        policy is not None
-        and getattr(policy, "quantization_mode", None) is None
-        and keras.backend.is_float_dtype(policy.compute_dtype or "")
-    )
-
-
-def _in_policy(config, policy):
-    """`config` with another dtype policy, also for what is inside."""
-    if isinstance(config, list):
-        return [_in_policy(value, policy) for value in config]
-    if not isinstance(config, dict):
-        return config
-    result = {key: _in_policy(value, policy) for key, value in config.items()}
-    given = config.get("dtype")
-    if isinstance(given, dict) and "class_name" in given:
-        given = keras.dtype_policies.deserialize(given)
-        if _is_float_policy(given):
-            result["dtype"] = keras.dtype_policies.serialize(policy)
-    elif "batch_shape" in config and isinstance(given, str) and keras.backend.is_float_dtype(given):
-        result["dtype"] = policy.compute_dtype  # an input of a model inside, which casts to it
-    return result
-
-
-def _without_foreign_training(config):
-    """`config` without the initializers, regularizers and constraints that are not Keras' own."""
-    if isinstance(config, list):
-        return [_without_foreign_training(value) for value in config]
-    if not isinstance(config, dict):
-        return config
-    return {
-        key: _without_foreign_training(value)
-        for key, value in config.items()
-        if not (key.endswith(("_initializer", "_regularizer", "_constraint")) and list(_foreign(value)))
-    }
-
-
-def _foreign(config):
-    """Names of what a serialized object is made of and is not Keras' own."""
-    if isinstance(config, list | tuple):
-        for value in config:
-            yield from _foreign(value)
-    elif isinstance(config, dict):
-        if config.get("class_name") == "__lambda__":
-            yield "a lambda"
-        elif "registered_name" in config and not is_keras(config.get("module")):
-            yield config["registered_name"] or config["class_name"]
-        for value in config.values():
-            yield from _foreign(value)
-
-
 def _note_what_is_not_keras(fused, kept):
     for layer in leaves(fused):
-        for name in dict.fromkeys(_foreign(keras.saving.serialize_keras_object(layer))):
+        for name in dict.fromkeys(foreign(keras.saving.serialize_keras_object(layer))):
             if name.startswith("keras_tricks"):
                 raise ValueError(
                     f"{described(layer)} holds {name}, which `fuse` cannot turn into plain Keras layers there. Take "
