@@ -20,6 +20,7 @@ from keras_tricks.layers.rezero import ReZeroAdd
 from keras_tricks.layers.ws_conv import WSConv1D, WSConv2D, WSConv3D, WSDense, WSDepthwiseConv2D
 from keras_tricks.models._copy import ModelCopy, Other, assign, carry_nothing, copy_weights, plain_copy
 from keras_tricks.models._graph import edges_of, has_other_kernel, is_graph, require_graph, trace
+from keras_tricks.models._report import as_text
 from keras_tricks.models._segment import Segment
 
 
@@ -104,16 +105,13 @@ class ConversionReport:
     parameters_after: int
 
     def __str__(self):
-        count = len(self.changed)
-        lines = [
-            f"{count} layer{'s' * (count != 1)} changed, {len(self.kept)} kept; {self.parameters_before:,} parameters "
-            f"before, {self.parameters_after:,} after.",
-            "changed:",
-            *[f"  {path}: {old} -> {new}" for path, old, new in self.changed],
-        ]
-        if self.kept:
-            lines += ["kept:", *[f"  {path}: {cls}, {reason}" for path, cls, reason in self.kept]]
-        return "\n".join(lines)
+        layers = f"{len(self.changed)} layer{'s' * (len(self.changed) != 1)} changed, {len(self.kept)} kept"
+        parameters = f"{self.parameters_before:,} parameters before, {self.parameters_after:,} after"
+        return as_text(
+            [f"{layers}; {parameters}."],
+            changed=[f"{path}: {old} -> {new}" for path, old, new in self.changed],
+            kept=[f"{path}: {cls}, {reason}" for path, cls, reason in self.kept],
+        )
 
 
 @dataclasses.dataclass(frozen=True)

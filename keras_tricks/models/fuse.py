@@ -25,6 +25,7 @@ from keras_tricks.models._config import float_policy, foreign, in_policy, is_flo
 from keras_tricks.models._copy import copy_weights, enter, plain_copy, rerun
 from keras_tricks.models._folding import SCALE_FREELY, FusedCall, fold, folded_config, target_of
 from keras_tricks.models._graph import described, edges_of, is_keras, leaves, require_graph, runs_its_graph, trace
+from keras_tricks.models._report import as_text
 from keras_tricks.models._segment import Segment
 
 
@@ -107,16 +108,19 @@ class FuseReport:
     relative_difference: float
 
     def __str__(self):
-        lines = [
-            f"layers {self.layers[0]} -> {self.layers[1]}, parameters {self.parameters[0]:,} -> {self.parameters[1]:,}",
+        (layers, left), (parameters, fewer) = self.layers, self.parameters
+        summary = [
+            f"layers {layers} -> {left}, parameters {parameters:,} -> {fewer:,}",
             f"largest difference of outputs {self.absolute_difference:.2g}, {self.relative_difference:.2g} of the "
             "largest output",
-            "folded:" if self.folded else "nothing to fold: the result is a copy",
-            *(f"  {what} -> {into}" for what, into in self.folded),
         ]
-        if self.kept:
-            lines += ["kept:", *(f"  {what}: {why}" for what, why in self.kept)]
-        return "\n".join(lines)
+        if not self.folded:
+            summary.append("nothing to fold: the result is a copy")
+        return as_text(
+            summary,
+            folded=[f"{what} -> {into}" for what, into in self.folded],
+            kept=[f"{what}: {why}" for what, why in self.kept],
+        )
 
 
 class _Fusion:

@@ -23,6 +23,7 @@ from keras_tricks.layers.recompute import Recompute
 from keras_tricks.models._copy import rerun
 from keras_tricks.models._graph import Call, is_graph, plain_functional, require_graph, trace
 from keras_tricks.models._peak_memory import peak_in_a_process
+from keras_tricks.models._report import as_text
 from keras_tricks.models._segment import Segment
 from keras_tricks.models.jit import is_jitted, jit
 
@@ -44,11 +45,11 @@ class RecomputeReport:
     measured: tuple | None = None
 
     def __str__(self):
-        lines = [f"expected: {self.before:,} -> {self.after:,} bytes an example ({self.after / self.before:.0%})"]
+        summary = [f"expected: {self.before:,} -> {self.after:,} bytes an example ({self.after / self.before:.0%})"]
         if self.measured:
             before, after = self.measured
-            lines.append(f"measured: {before:,} -> {after:,} bytes a step ({after / before:.0%})")
-        return "\n".join(lines + [f"  up to {name}: {size:,} bytes" for name, size in self.segments])
+            summary.append(f"measured: {before:,} -> {after:,} bytes a step ({after / before:.0%})")
+        return as_text(summary, segments=[f"up to {name}: {size:,} bytes" for name, size in self.segments])
 
 
 def recompute(model, segments="sqrt", measure=None):

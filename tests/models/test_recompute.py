@@ -65,7 +65,7 @@ def test_equal_layers_are_cut_into_about_their_square_root():
     assert report.before == 16 * 16 * 4
     assert report.after == (3 + 4) * 16 * 4
     assert [size for _, size in report.segments] == [4 * 16 * 4] * 4
-    assert str(report).startswith("expected: 1,024 -> 448 bytes an example (44%)\n  up to d3: 256 bytes")
+    assert str(report).startswith("expected: 1,024 -> 448 bytes an example (44%)\nsegments:\n  up to d3: 256 bytes")
 
 
 def test_the_last_segment_is_not_recomputed():
