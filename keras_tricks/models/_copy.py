@@ -8,27 +8,6 @@ import keras
 from keras_tricks.models._graph import described, inside, is_keras, opens, trace, walk
 from keras_tricks.models._segment import Segment
 
-
-def rerun(calls, outputs, run, tensors=None):
-    """Runs traced calls again: `run(call, args, kwargs)` gives the outputs of each. Returns the new `outputs`.
-
-    `tensors` says what stands for tensors of the trace; the others, such as its inputs, stand for themselves.
-    """
-    tensors = {} if tensors is None else tensors
-    for call in calls:
-        args, kwargs = _filled((call.args, call.kwargs), tensors)
-        enter(tensors, call.outputs, run(call, args, kwargs))
-    return _filled(outputs, tensors)
-
-
-def enter(tensors, edges, values):
-    tensors.update(zip(keras.tree.flatten(edges), keras.tree.flatten(values), strict=True))
-
-
-def _filled(structure, tensors):
-    return keras.tree.map_structure(lambda x: tensors.get(x, x) if isinstance(x, keras.KerasTensor) else x, structure)
-
-
 Other = collections.namedtuple("Other", "layer carry")
 
 
@@ -116,6 +95,26 @@ def _check_sharing(name, places):
                 f"`{name}`: layer {p.path!r} is also used outside of {holder!r}, which `{name}` does not open, so it "
                 f"would not stay shared. Share no layer there, or use `{name}` before building this model."
             )
+
+
+def rerun(calls, outputs, run, tensors=None):
+    """Runs traced calls again: `run(call, args, kwargs)` gives the outputs of each. Returns the new `outputs`.
+
+    `tensors` says what stands for tensors of the trace; the others, such as its inputs, stand for themselves.
+    """
+    tensors = {} if tensors is None else tensors
+    for call in calls:
+        args, kwargs = _filled((call.args, call.kwargs), tensors)
+        enter(tensors, call.outputs, run(call, args, kwargs))
+    return _filled(outputs, tensors)
+
+
+def enter(tensors, edges, values):
+    tensors.update(zip(keras.tree.flatten(edges), keras.tree.flatten(values), strict=True))
+
+
+def _filled(structure, tensors):
+    return keras.tree.map_structure(lambda x: tensors.get(x, x) if isinstance(x, keras.KerasTensor) else x, structure)
 
 
 def plain_copy(layer, config=None):

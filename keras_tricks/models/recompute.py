@@ -28,30 +28,6 @@ from keras_tricks.models._segment import Segment
 from keras_tricks.models.jit import is_jitted, jit
 
 
-@dataclasses.dataclass(frozen=True)
-class RecomputeReport:
-    """What `recompute` expects of its cuts. Bytes are for one example, from the layers' output shapes.
-
-    Attributes:
-        before: Bytes of activations that the model keeps for the backward pass.
-        after: The same after cutting: tensors between segments, and the largest segment.
-        segments: For each segment, the name of its last layer and its bytes. The last one is not recomputed.
-        measured: With `measure`, the peak memory of one training step in bytes, before and after; else `None`.
-    """
-
-    before: int
-    after: int
-    segments: tuple
-    measured: tuple | None = None
-
-    def __str__(self):
-        summary = [f"expected: {self.before:,} -> {self.after:,} bytes an example ({self.after / self.before:.0%})"]
-        if self.measured:
-            before, after = self.measured
-            summary.append(f"measured: {before:,} -> {after:,} bytes a step ({after / before:.0%})")
-        return as_text(summary, segments=[f"up to {name}: {size:,} bytes" for name, size in self.segments])
-
-
 def recompute(model, segments="sqrt", measure=None):
     """Cuts a model into segments and returns a model that recomputes each of them in the backward pass.
 
@@ -116,6 +92,30 @@ def recompute(model, segments="sqrt", measure=None):
         measured = tuple(peak_in_a_process(m, measure) for m in (model, new))
         new.recompute_report = dataclasses.replace(new.recompute_report, measured=measured)
     return new
+
+
+@dataclasses.dataclass(frozen=True)
+class RecomputeReport:
+    """What `recompute` expects of its cuts. Bytes are for one example, from the layers' output shapes.
+
+    Attributes:
+        before: Bytes of activations that the model keeps for the backward pass.
+        after: The same after cutting: tensors between segments, and the largest segment.
+        segments: For each segment, the name of its last layer and its bytes. The last one is not recomputed.
+        measured: With `measure`, the peak memory of one training step in bytes, before and after; else `None`.
+    """
+
+    before: int
+    after: int
+    segments: tuple
+    measured: tuple | None = None
+
+    def __str__(self):
+        summary = [f"expected: {self.before:,} -> {self.after:,} bytes an example ({self.after / self.before:.0%})"]
+        if self.measured:
+            before, after = self.measured
+            summary.append(f"measured: {before:,} -> {after:,} bytes a step ({after / before:.0%})")
+        return as_text(summary, segments=[f"up to {name}: {size:,} bytes" for name, size in self.segments])
 
 
 def _compile_alike(new, model):
