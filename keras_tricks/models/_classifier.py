@@ -13,7 +13,8 @@ INSTEAD = "Build a functional model of the same layers, keras.Model(inputs, outp
 ADJUSTMENT = "logit_adjustment"  # the name by which a model shows, also when it was saved, that it is adjusted
 
 
-_Found = collections.namedtuple("_Found", "path layer")  # the model and those inside it that lead to the classifier
+# `path`: the model and those inside it that lead to the classifier, `layer`; `name`: that of the operation, for errors
+_Found = collections.namedtuple("_Found", "name path layer")
 
 
 def find(name, model, layer):
@@ -52,7 +53,7 @@ def find(name, model, layer):
             f"`{name}`: {described(place.layer)} is called more than once in the model, so it is not only its "
             "classifier. Use a layer of its own for the output."
         )
-    return _Found(path, place.layer)
+    return _Found(name, path, place.layer)
 
 
 def _calls_of(layer, model):
@@ -158,12 +159,12 @@ def set_weights(layer, kernel, bias):
         layer.bias.assign(bias)
 
 
-def copy_around(name, found, make, carry):
+def copy_around(found, make, carry):
     """A copy of the model in which `make` makes the classifier; and the copies of the models that lead to it, and it.
 
     All other layers have the weights, seeds and flags of the originals; what the classifier gets is up to `carry`.
     """
     model, classifier = found.path[0], found.layer
     with scope_of(model):
-        copy = ModelCopy(name, model, {id(classifier): Other(make(classifier), carry)})
+        copy = ModelCopy(found.name, model, {id(classifier): Other(make(classifier), carry)})
         return copy.result(), [copy.copies[id(layer)] for layer in (*found.path, classifier)]

@@ -204,7 +204,7 @@ def _freeze_all_but(path):
             place.layer.trainable = False
 
 
-def result_of(name, found, carry, history):
-    model, _ = copy_around(name, found, plain_copy, carry)
+def result_of(found, carry, history):
+    model, _ = copy_around(found, plain_copy, carry)
     model.history = history
     return model

@@ -59,7 +59,6 @@ def learn_scale(model, data, epochs=10, optimizer=None, loss=None, layer=None, *
         )
     training = Training("learn_scale", model, data, epochs, optimizer, loss, kwargs)
     _, path = copy_around(
-        "learn_scale",
         found,
         lambda layer: ScaledClasses(plain_copy(layer), name=layer.name),
         lambda old, new: copy_weights(old, new.layer),
@@ -71,7 +70,7 @@ def learn_scale(model, data, epochs=10, optimizer=None, loss=None, layer=None, *
         copy_weights(old, new)
         set_weights(new, as_float64(old.kernel) * scale, None if old.bias is None else as_float64(old.bias) * scale)
 
-    return result_of("learn_scale", found, carry, history)
+    return result_of(found, carry, history)
 
 
 @keras.saving.register_keras_serializable(package="keras_tricks")

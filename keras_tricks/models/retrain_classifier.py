@@ -71,7 +71,7 @@ def retrain_classifier(model, data, epochs=10, optimizer=None, loss=None, layer=
         raise ValueError(f"`retrain_classifier`: {described(found.layer)} has nothing to train. Name another layer.")
     require_plain_kernel("retrain_classifier", found.layer)
     training = Training("retrain_classifier", model, data, epochs, optimizer, loss, kwargs)
-    _, path = copy_around("retrain_classifier", found, lambda layer: _fresh(layer, seed), carry_nothing)
+    _, path = copy_around(found, lambda layer: _fresh(layer, seed), carry_nothing)
     history = training.run(path)
 
     def carry(old, new):
@@ -79,7 +79,7 @@ def retrain_classifier(model, data, epochs=10, optimizer=None, loss=None, layer=
         for variable, trained in zip(new.variables, path[-1].variables, strict=True):
             variable.assign(ops.convert_to_numpy(trained))
 
-    return result_of("retrain_classifier", found, carry, history)
+    return result_of(found, carry, history)
 
 
 def _fresh(layer, seed):

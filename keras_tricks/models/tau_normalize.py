@@ -55,7 +55,7 @@ def tau_normalize(layer, tau=1.0):
     if isinstance(layer, keras.Model):
         found = find("tau_normalize", layer, None)
         require_linear("tau_normalize", found.layer)
-        copy, (*_, classifier) = copy_around("tau_normalize", found, plain_copy, copy_weights)
+        copy, (*_, classifier) = copy_around(found, plain_copy, copy_weights)
         _normalize(classifier, tau)
         return copy
     require_linear("tau_normalize", layer)
