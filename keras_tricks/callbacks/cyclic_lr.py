@@ -26,6 +26,9 @@ class CyclicLR(keras.callbacks.Callback):
     last values are logged as `learning_rate` and `momentum`. Between steps, where checkpoints are written, the
     optimizer has the momentum that it was given.
 
+    `fit` tells no callback that it was interrupted. So the next use of the model (`fit`, `evaluate`, `predict`, `save`,
+    `compile`) first takes the callback out of it.
+
     Args:
         schedule: A `LearningRateSchedule`, as `keras_tricks.schedules.CyclicalLearningRate`.
         momentum: `None`; a pair `(high, low)`, for `high` where the rate is lowest and `low` where it is highest (for

@@ -23,6 +23,9 @@ class DeferredReweighting(keras.callbacks.Callback):
     metric. At the end of training the loss has its first weights again. A run that goes on with `initial_epoch` has
     those of its epoch; give it the callback again.
 
+    `fit` tells no callback that it was interrupted. So the next use of the model (`fit`, `evaluate`, `predict`, `save`,
+    `compile`) first gives the loss its first weights; a loop of your own calls `on_train_end()` before.
+
     Args:
         loss: The loss, as given to `compile`, also where a model has several outputs. Where the model has another
             object, as a copy of the callback or a loaded model does, its only loss of the same kind and arguments.

@@ -47,6 +47,9 @@ class Histograms(keras.callbacks.Callback):
     Of an example's output, at most 256 evenly spaced values are counted. A channel of a relu is dead if it was
     0 for every example that was counted. Outputs are counted in the forward pass of the training step alone.
 
+    `fit` tells no callback that it was interrupted. So the next use of the model (`fit`, `evaluate`, `predict`, `save`,
+    `compile`) first takes the callback out of it; the records stay.
+
     Cost: a few passes over the values, and for `"updates"` the memory of two copies of each variable, in the steps that
     are counted. These have a version of the training step of their own, which is traced (and compiled) once for as long
     as the callback watches the same compiled model. Other steps run what they would without the callback, but for the

@@ -38,6 +38,9 @@ class WeightAveraging(keras.callbacks.Callback):
     `with averaging.applied():` puts the average in for a while. `applied()` works until training ends and after an
     interruption. What training ends with is the average, unless `leave_averaged=False`.
 
+    `fit` tells no callback that it was interrupted. So the next use of the model (`fit`, `evaluate`, `predict`, `save`,
+    `compile`) first takes the callback out of it, which has the weights of training then.
+
     State: one float32 copy of the weights on the device, and one more of the model's variables while they are swapped.
 
     Args:
