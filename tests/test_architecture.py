@@ -123,3 +123,28 @@ def test_the_list_of_hooks_is_complete_and_holds_nothing_else(foreign):
     functions = (node for node in ast.walk(tree(BASE)) if isinstance(node, ast.FunctionDef))
     used |= {part.value for function in functions for part in ast.walk(function) if isinstance(part, ast.Constant)}
     assert not (unused := set(_aggregated.PRIVATE_HOOKS) - used), f"no longer used: {unused}"
+
+
+def modules_imported(file):
+    """The files of the package that a file imports from, within functions too; packages stand for their `__init__`."""
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "keras_tricks":
+            base = PACKAGE.joinpath(*node.module.split(".")[1:])
+            for alias in node.names:
+                candidates = (base / f"{alias.name}.py", base.with_suffix(".py"), base / "__init__.py")
+                yield next(candidate for candidate in candidates if candidate.is_file())
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    # The package's own `__init__` is left out: it imports all that is public, for users.
+    arrows = {file: set(modules_imported(file)) - {PACKAGE / "__init__.py"} for file in FILES}
+    while free := [file for file in arrows if not arrows[file] & arrows.keys()]:
+        for file in free:
+            del arrows[file]
+    assert not arrows, f"in or above a circle: {sorted(str(file.relative_to(PACKAGE)) for file in arrows)}"
+
+
+def test_a_module_of_more_than_450_lines_says_why_in_its_head():
+    for file in FILES:
+        if len(file.read_text().splitlines()) > 450:
+            assert "long because" in ast.get_docstring(tree(file)), file
