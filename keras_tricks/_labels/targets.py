@@ -28,11 +28,6 @@ class Targets:
         self.valid = (labels >= 0) & (labels < self.num_classes) & is_whole
         self.labels = ops.where(self.valid, labels, 0)
 
-    @property
-    def rows(self):
-        """Another name of `probabilities`, which models still ask for."""
-        return self.probabilities
-
     def crossentropy(self, logits):
         """-sum_j t_j log softmax(logits)_j, of shape `(...)`."""
         if self.probabilities is None:

@@ -58,7 +58,7 @@ class _Drawn(keras.metrics.Metric):
         weights = ops.cast(weights_of(targets, sample_weight, mask_of(y_pred)), self.dtype)
         num_classes = self.sums.shape[0]
         if targets.labels is None:
-            rows = ops.cast(targets.rows, self.dtype) * ops.expand_dims(weights, -1)
+            rows = ops.cast(targets.probabilities, self.dtype) * ops.expand_dims(weights, -1)
             sums = ops.sum(ops.reshape(rows, (-1, num_classes)), 0)
         else:
             weights = ops.reshape(ops.where(targets.valid, weights, 0.0), (-1,))
