@@ -368,7 +368,7 @@ TRICKS = (
     ),
     Trick(
         kt.callbacks.DeferredReweighting,
-        "Weighs rare classes up late in training, when the features are learned.",
+        "Gives rare classes more weight late in training, when the features are learned.",
         "Cao et al., 2019, arXiv:1906.07413",
         works_with=EVERYTHING,
     ),
@@ -402,7 +402,7 @@ TRICKS = (
     ),
     Trick(
         kt.callbacks.LRFinder,
-        "Learning-rate range test inside of `fit`, which puts the model back exactly.",
+        "Learning-rate range test inside `fit`, which puts the model back exactly.",
         "Smith, 2017, arXiv:1506.01186",
         works_with=EVERYTHING,
     ),
@@ -421,7 +421,7 @@ TRICKS = (
     ),
     Trick(
         kt.data.measure_echo_factor,
-        "Times reading and training apart: whether echoing helps, and which factor is free.",
+        "Times reading and training separately: whether echoing helps, and which factor is free.",
         "Choi et al., 2019, arXiv:1907.05550",
         backends=("tensorflow",),
         works_with=("replicas",),
@@ -448,7 +448,7 @@ TRICKS = (
     ),
     Trick(
         kt.data.make_long_tailed,
-        "Makes CIFAR-10-LT and its like of balanced sets, with the published sizes.",
+        "Makes CIFAR-10-LT and its like from balanced sets, with the published sizes.",
         "Cao et al., 2019, arXiv:1906.07413",
         backends=("tensorflow",),
     ),
