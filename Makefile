@@ -46,8 +46,11 @@ demo: $(VENV)/.demo
 test: lint
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m "not slow"
 
+# In parts, since programs of XLA stay in a process until it ends: see tests/conftest.py.
 test-all: lint
-	XLA_FLAGS= $(BIN)/python -m pytest -q -n auto --maxprocesses 4
+	for part in 1 2 3 4 5 6 7 8; do \
+	    XLA_FLAGS= $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --part $$part/8 || exit 1; \
+	done
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
