@@ -1,7 +1,7 @@
 """Seconds of the input pipeline: `python benchmarks/data.py`. Rows go to benchmarks/results/data.csv.
 
-Echoing is measured behind a reader that waits as one over a network does, in front of a training step that computes.
-The first variant of each such comparison is the floor: max(reading / factor, step), of the same run.
+Echoing is measured between a reader that waits, as one over a network does, and a training step that computes. The
+first variant of each such comparison is the floor of the same run: max(reading / factor, step).
 """
 
 import os
@@ -23,7 +23,7 @@ STEPS = 24
 
 
 def training_step():
-    """A step of a small network of dense layers, on batches that are dense too, and its seconds."""
+    """A training step of a small network of dense layers."""
     hidden = [keras.layers.Dense(2048, "relu") for _ in range(2)]
     model = keras.Sequential([keras.Input((256,)), *hidden, keras.layers.Dense(10)])
     optimizer = keras.optimizers.SGD()
@@ -59,7 +59,7 @@ def reader(seconds, batched):
     request = BATCH if batched else 16
 
     def wait():
-        time.sleep(max(0.0, seconds * request / BATCH - 1e-4))  # what a sleep and its call take beyond it
+        time.sleep(max(0.0, seconds * request / BATCH - 1e-4))  # less what the sleep and its call take on top
 
     @tf.autograph.experimental.do_not_convert
     def read(x, y):
@@ -72,7 +72,7 @@ def reader(seconds, batched):
 
 def with_own_threads(dataset):
     options = tf.data.Options()
-    options.threading.private_threadpool_size = 4  # a reader that waits takes none of the training's threads
+    options.threading.private_threadpool_size = 4  # a waiting reader must not hold the training's threads
     options.autotune.enabled = False
     return dataset.with_options(options)
 

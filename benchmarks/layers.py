@@ -1,4 +1,4 @@
-"""Seconds of each layer beside the Keras layer that it replaces, and of fused models beside plain ones: `make bench`.
+"""Seconds of each layer against the Keras layer that it replaces, and of fused models against plain ones: `make bench`.
 
 Forward and backward pass of one layer at batch 64, in a graph and under XLA; for fused models the forward pass alone.
 How figures are taken: benchmarks/speed.py. Rows go to benchmarks/results/layers.csv.
@@ -46,7 +46,7 @@ def both_passes(layer, shape, xla):
 
 
 class Branches(keras.layers.Layer):
-    """What ACConv2D stands for, layer by layer: three convolutions, each with batch normalisation, and their sum."""
+    """ACConv2D written out in layers: the sum of three convolutions, each with batch normalisation."""
 
     def __init__(self, filters):
         super().__init__()

@@ -3,10 +3,10 @@
     python benchmarks/learning.py echo --data-dir FOLDER
     python benchmarks/learning.py long_tail --data-dir FOLDER --data cifar10 --threads 1
 
-Each setting is run with several seeds, the settings of one seed after each other, so that whatever else the machine
-does meets all of them. Rows go to benchmarks/results/learning_*.csv, one a run, with the date and the software. FOLDER
-holds prepared tensorflow_datasets. `long_tail` takes up where it was stopped: it leaves out the runs that are in the
-file with the same settings.
+Each setting is run with several seeds. All settings of one seed run in succession, so that whatever else the machine
+does affects them alike. Rows go to benchmarks/results/learning_*.csv, one per run, with the date and the software.
+FOLDER holds prepared tensorflow_datasets. `long_tail` resumes where it was stopped: it skips runs that are in the file
+already with the same settings.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from speed import software
 import keras_tricks as kt
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-RUNS = pathlib.Path(__file__).parent.parent / "runs"  # plain models, for the second stages of a run that is taken up
+RUNS = pathlib.Path(__file__).parent.parent / "runs"  # plain models, for the second stages of a resumed run
 
 
 def echo(options):
@@ -77,8 +77,8 @@ def echo(options):
 def long_tail(options):
     """Recalls on the balanced test set after training on long-tailed data, with each method of the example.
 
-    The network, the schedule, the augmentation and the number of steps are the same; no method is tuned. The seconds
-    of a second stage are without those of the plain model that it starts from.
+    The network, the schedule, the augmentation and the number of steps are the same; no method is tuned. The seconds of
+    a second stage do not include those of the plain model that it starts from.
     """
     sets = {name: image_data.load_long_tailed(name, options.data_dir, options.imbalance) for name in options.data}
     for seed in range(options.seeds):

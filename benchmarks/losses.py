@@ -1,7 +1,7 @@
-"""Seconds of each loss and metric for classes beside the one of Keras: `make bench`.
+"""Seconds of each classification loss and metric against its counterpart in Keras: `make bench`.
 
 Losses with their gradient, metrics with their update, in a graph and under XLA; for batches of 256 examples and for
-1,024 places of sequences. How figures are taken: benchmarks/speed.py. Rows go to benchmarks/results/losses.csv.
+1,024 positions in sequences. How figures are taken: benchmarks/speed.py. Rows go to benchmarks/results/losses.csv.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Milliseconds and bytes of one optimizer step, beside Keras' Adam and beside what memory allows: `make bench`.
+"""Milliseconds and bytes of one optimizer step, against Keras' Adam and against what memory allows: `make bench`.
 
 There is no forward pass: gradients are constants. Every variant takes turns with Keras' Adam in the same mode and with
 a pass over memory; figures are medians of these turns. Rows go to benchmarks/results/optimizers.csv with the date and
@@ -6,8 +6,8 @@ the software.
 
 Taking turns does not make up for a busy machine: threads that meet at OpenMP's barriers, as torch's do, wait for the
 one whose core is taken. A step of torch's fused Adam that takes 7 ms took 28 ms, and at times 3 s, while others used
-one of two cores; Keras lost far less. So each row has the share of the cores that went to other processes, and rows
-with more than a few percent should be measured again.
+one of two cores; Keras lost far less. So each row has the share of the cores that other processes used. Measure a row
+again if that is more than a few percent.
 
 optax (with jax) and torch are measured too where they are installed; no extra of the package installs them.
 """
@@ -41,11 +41,11 @@ ROUNDS = 15
 RATE = 1e-4
 MODES = ("graph", "xla", "eager")
 REFERENCE = "keras Adam"
-BUSY = 0.05  # share of the cores that went to others, above which a row is not to be trusted
+BUSY = 0.05  # share of the cores used by other processes, above which a row is not to be trusted
 
 # The least bytes that a step must move for each float32 parameter. One pass reads the gradient (4) and the weight (4)
-# and writes the weight (4); a slot is read and written (8). A norm of a tensor is known only after all of the tensor
-# has been read, so what is scaled by it is read once more. Row and column statistics are too small to count.
+# and writes the weight (4); a slot is read and written (8). The norm of a tensor is known only after the whole tensor
+# has been read, so whatever it scales is read a second time. Row and column statistics are too small to count.
 SGD_BYTES = 20  # g 4, w 8, momentum 8
 ADAM_BYTES = 28  # g 4, w 8, two moments 16
 YOGI_BYTES = ADAM_BYTES
@@ -102,7 +102,7 @@ OPTAX = {
     "optax adam": (ADAM_BYTES, lambda optax: optax.adam(RATE)),
     "optax lamb": (LAMB_BYTES, lambda optax: optax.lamb(RATE)),
     "optax lars": (LARS_BYTES, lambda optax: optax.lars(RATE)),
-    # Factored as kt.Adafactor is, not from 128 on.
+    # Factored from 16 on, as in kt.Adafactor, instead of optax's 128.
     "optax adafactor": (ADAFACTOR_BYTES, lambda optax: optax.adafactor(1e-3, min_dim_size_to_factor=16)),
     "optax sm3": (SM3_MOMENTUM_BYTES, lambda optax: optax.sm3(RATE, momentum=0.9)),
     "optax yogi": (YOGI_BYTES, lambda optax: optax.yogi(RATE)),
@@ -132,7 +132,7 @@ def keras_step(make, mode, weights, gradients):
         tf.test.experimental.sync_devices()
 
     def free():
-        # TensorFlow keeps handles of variables that nothing refers to any more, so they are left empty.
+        # TensorFlow keeps the handles of variables that nothing refers to any more, so they are emptied by hand.
         for v in (*variables, *optimizer.variables):
             handle = v.value.handle
             tf.raw_ops.AssignVariableOp(resource=handle, value=tf.zeros([0], v.value.dtype), validate_shape=False)
@@ -176,7 +176,7 @@ def torch_step(make, mode, weights, gradients):
     return optimizer.step, size, lambda: optimizer.param_groups.clear()
 
 
-# What is needed, the modes, how to make a step, and the variants.
+# For each kind: the packages it needs, its modes, the function that makes a step, and its variants.
 KINDS = (
     (("keras",), ("graph", "xla"), keras_step, KERAS),
     (("jax", "optax"), ("xla",), optax_step, OPTAX),
@@ -221,7 +221,7 @@ def pass_over_memory():
 
 
 def cpu_seconds():
-    """Seconds of all cores that went to others than this process, and now; `None` where Linux does not tell."""
+    """CPU seconds used by all other processes so far, and the time now; `None` where there is no /proc/stat."""
     try:
         user, nice, system, _, _, irq, softirq, steal = map(int, pathlib.Path("/proc/stat").read_text().split()[1:9])
     except OSError:
@@ -262,8 +262,9 @@ def results(weights, gradients, memory, mode, variants, rounds):
             print(f"Skipped: {name}, {error}")
             continue
         before = cpu_seconds()
-        # A pass over memory before both, so that both find the caches without what is theirs. The one that counts comes
-        # after the reference: threads that spin for a while after a step of torch would slow down the other.
+        # A pass over memory comes before each of the two, so that neither finds its own data in the caches. The pass
+        # that counts is the one after the reference: after a step of torch, threads that spin for a while would slow it
+        # down.
         turns = {"empty the caches": add, "reference": reference[0], "memory": add, "variant": step}
         seconds = measure(turns, rounds)
         others = share_of_others(before, cpu_seconds())

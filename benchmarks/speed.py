@@ -1,6 +1,6 @@
-"""Seconds of each trick beside the plain way, in one process run: `make bench`.
+"""Seconds of each trick against the plain way, in a single process: `make bench`.
 
-The variants of a comparison take turns, so that whatever else the machine does meets all of them; the figure is the
+The variants of a comparison take turns, so that whatever else the machine does affects them alike; the figure is the
 median, and the ratio is to the first variant. Rows go to benchmarks/results/speed.csv with the date and the software.
 """
 
@@ -26,7 +26,7 @@ import keras_tricks as kt
 RESULTS = pathlib.Path(__file__).parent / "results" / "speed.csv"
 ROUNDS = 5
 BATCH = 64
-STEPS = 30  # of an epoch
+STEPS = 30  # per epoch
 
 
 def network(convolution=keras.layers.Conv2D, normalize=True):
@@ -39,7 +39,7 @@ def network(convolution=keras.layers.Conv2D, normalize=True):
 
 
 def epoch(make, replicas=1, callbacks=lambda: [], jit=False, **compiled):
-    """A function that trains a few epochs, and returns the seconds of a step in the fastest but the first."""
+    """A function that trains a few epochs, and returns the seconds per step of the fastest one after the first."""
     random = np.random.default_rng(0)
     count = STEPS * BATCH
     x, y = random.normal(size=(count, 32, 32, 3)).astype("float32"), random.integers(0, 10, count)
@@ -55,7 +55,7 @@ def epoch(make, replicas=1, callbacks=lambda: [], jit=False, **compiled):
             kt.jit(model)
 
     class Watch(keras.callbacks.Callback):
-        """The time of epochs, without that of the first, which traces."""
+        """Times all epochs but the first, which traces."""
 
         def on_epoch_begin(self, epoch, logs=None):
             self.start = time.perf_counter()
@@ -104,7 +104,7 @@ def training_step():
 
 
 def measure(variants, rounds):
-    """Median seconds of each variant, which take turns; a variant may return the seconds to take instead."""
+    """Median seconds of each variant, which take turns; a variant may return the seconds to use instead."""
     seconds = {name: [] for name in variants}
     for turn in range(rounds + 1):
         for name, run in variants.items():

@@ -3,8 +3,9 @@
     python examples/echo_slow_input.py
     python examples/echo_slow_input.py --data fashion_mnist --data-dir FOLDER --target 0.8 --plot echo.png
 
-Reads a set of tensorflow_datasets (or scikit-learn's digits, which need no download) through a pipeline that waits as a
-reader over a network does, in requests of 16 examples, so that reading takes `--ratio` times as long as training.
+Reads a data set from tensorflow_datasets (or scikit-learn's digits, which need no download) through a pipeline that
+waits as a reader over a network does, in requests of 16 examples, so that reading takes `--ratio` times as long as
+training.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import tensorflow as tf
 
 import keras_tricks as kt
 
-BATCH, REQUEST, CHECK = 64, 16, 20  # examples, examples, steps between two looks at the accuracy
+BATCH, REQUEST, CHECK = 64, 16, 20  # examples, examples, steps between checks of the accuracy
 PLACEMENTS = ("before augmentation", "after augmentation", "batch")
 
 
@@ -71,13 +72,13 @@ def batches(examples, placement, factor):
     if placement == "batch":
         data = data.apply(echo)
     own_threads = tf.data.Options()
-    own_threads.threading.private_threadpool_size = 4  # a reader that waits takes none of the training's threads
+    own_threads.threading.private_threadpool_size = 4  # a waiting reader must not hold the training's threads
     return data.prefetch(16).with_options(own_threads)
 
 
 @dataclasses.dataclass
 class Run:
-    """Accuracy after so many seconds of training and so many fresh examples, and whether it reached the target."""
+    """Accuracy over seconds of training and over fresh examples, and whether it reached the target."""
 
     seconds: list
     accuracy: list
@@ -155,7 +156,7 @@ def draw(runs, options):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    colours = ("#000000", "#0072b2", "#d55e00", "#009e73")  # told apart by the colour-blind, too
+    colours = ("#000000", "#0072b2", "#d55e00", "#009e73")  # the colour-blind can tell them apart, too
     for i, (factor, run) in enumerate(runs.items()):
         look = {"color": colours[i % 4], "linestyle": ("-", "--", "-.", ":")[i % 4], "linewidth": 2}
         axes.plot(run.seconds, [100 * a for a in run.accuracy], **look, label=f"echo({factor:g})")

@@ -1,4 +1,4 @@
-"""Small image sets for the examples: scikit-learn's digits, or a set of tensorflow_datasets."""
+"""Small image sets for the examples: scikit-learn's digits, or a data set from tensorflow_datasets."""
 
 import dataclasses
 import sys
@@ -21,7 +21,7 @@ def reader(name, data_dir=None):
 
 
 def load(name, data_dir=None):
-    """((images, labels) for training, the same for testing), images in 0..1, float32; or leaves with a message.
+    """((images, labels) for training, the same for testing), images in 0..1, float32; or exits with a message.
 
     `digits` comes with scikit-learn. The others are read from `data_dir`, a folder of prepared tensorflow_datasets, or
     downloaded by tensorflow_datasets if no folder is named.
@@ -54,7 +54,8 @@ def load(name, data_dir=None):
 class LongTailed:
     """A set with classes of very different sizes; `train` and `test` are (inputs, labels).
 
-    `many` and `few` are bounds between which there are classes: the first four of ten are above, the last three below.
+    `many` and `few` bound the groups of classes: of ten classes, the first four lie above `many`, the last three below
+    `few`.
     """
 
     train: tuple
@@ -66,7 +67,7 @@ class LongTailed:
 
 
 def load_long_tailed(name, data_dir=None, imbalance=100):
-    """A long-tailed version of one of the sets: the same examples each time, and the test set as it is."""
+    """A long-tailed version of one of the sets: the same examples each time, and the test set unchanged."""
     import tensorflow as tf
 
     import keras_tricks as kt

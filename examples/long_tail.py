@@ -5,9 +5,9 @@
     python examples/long_tail.py --data sms_spam --file SMSSpamCollection
 
 Prints accuracy, balanced accuracy (the mean recall of the classes) and the mean recall of frequent and of rare classes,
-and draws the recall of each class over its number of training examples, before and after. Images are made long-tailed
-in training only. `sms_spam` is the SMS Spam Collection, real text in which one message of seven is spam: a file with a
-message a line, "ham" or "spam" and a tab before it.
+and draws the recall of each class against its number of training examples, before and after. Images are made
+long-tailed in training only. `sms_spam` is the SMS Spam Collection, real text in which one message in seven is spam: a
+file with one message per line, after "ham" or "spam" and a tab.
 """
 
 import argparse
@@ -32,7 +32,7 @@ DEFAULTS = ["balanced_softmax", "ldam_drw", "class_balanced_sampling", "post_hoc
 
 
 def load_messages(file):
-    """The SMS collection as bags of words, a fifth of it for testing; or leaves with a message."""
+    """The SMS collection as bags of words, a fifth of it for testing; or exits with a message."""
     try:
         with open(file, encoding="utf-8", errors="replace") as lines:
             rows = [line.rstrip("\n").split("\t", 1) for line in lines if line.strip()]
@@ -45,10 +45,10 @@ def load_messages(file):
     for number, row in enumerate(rows, start=1):
         if len(row) != 2 or row[0] not in ("ham", "spam"):
             sys.exit(f"\nMessage {number} of {file} must be 'ham' or 'spam', a tab and a text. Received: {row!r:.80}")
-    rows = list(dict.fromkeys(map(tuple, rows)))  # a message that is sent twice must not be in both parts
+    rows = list(dict.fromkeys(map(tuple, rows)))  # a message that occurs twice must not end up in both parts
     labels, texts = np.array([row[0] == "spam" for row in rows], "int32"), np.array([row[1] for row in rows])
     order = np.random.default_rng(0).permutation(len(rows))
-    order = order[np.argsort(labels[order], kind="stable")]  # every fifth one is a fifth of the ham and of the spam
+    order = order[np.argsort(labels[order], kind="stable")]  # so every fifth one is a fifth of ham and of spam
     test, training = order[::5], np.delete(order, slice(None, None, 5))
     counts = np.bincount(labels[training], minlength=2)
     if counts.min() == 0 or len(set(labels[test])) < 2:
@@ -68,7 +68,7 @@ def judge(model, data):
 
 
 def compare(data, options):
-    """Trains the plain model and the others, and returns the judgements on them."""
+    """Trains the plain model and the others, and returns their recalls by class."""
     groups = {
         "many": data.counts > data.many,
         "medium": (data.counts <= data.many) & (data.counts >= data.few),
@@ -94,7 +94,7 @@ def compare(data, options):
         found = results[method] = judge(model, data)
         figures = [found.accuracy, found.balanced_accuracy, *found.groups.values()]
         figures += [found.precision[rare]] * (len(data.names) == 2)
-        more = "+ " * (method in SECOND_STAGE)  # than the plain model took
+        more = "+ " * (method in SECOND_STAGE)  # in addition to the plain model's
         table.add_row(method, *(f"{figure:.1%}" for figure in figures), f"{more}{seconds:.1f}")
         print(f"{method}: balanced accuracy {found.balanced_accuracy:.1%} after {seconds:.1f} s", flush=True)
     rich.console.Console(width=120).print("", table)
@@ -109,7 +109,7 @@ def verdict(results):
         return "Nothing to compare the plain training with: name --methods."
     best = max(others, key=lambda name: others[name].balanced_accuracy)
     gain = others[best].balanced_accuracy - plain.balanced_accuracy
-    # Of the difference, for tests of this size and one seed.
+    # The standard error of the difference, for a test set of this size and one seed.
     variances = [r.recall * (1 - r.recall) / r.support for r in (plain, others[best])]
     error = np.sqrt(np.sum(variances)) / len(plain.recall)
     better = sum(found.balanced_accuracy > plain.balanced_accuracy for found in others.values())

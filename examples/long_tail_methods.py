@@ -23,7 +23,7 @@ def network(shape, classes, cosine=False, bias=0.0):
     if len(shape) == 3:
         for filters in (16, 32, 64):
             x = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)
-            x = keras.layers.MaxPooling2D()(x)  # first, so that there is a quarter to normalise
+            x = keras.layers.MaxPooling2D()(x)  # first, so that only a quarter is left to normalise
             x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
         x = keras.layers.Flatten()(x)
     x = keras.layers.Dense(64, use_bias=False)(x)
@@ -33,9 +33,9 @@ def network(shape, classes, cosine=False, bias=0.0):
 
 
 def augmentation(shape, seed):
-    """Flips and shifts the images of a batch, each in its own way; digits are not flipped."""
+    """Flips and shifts each image of a batch at random; digits are not flipped."""
     size, shift = shape[0], SHIFT[shape[0]]
-    random = tf.random.Generator.from_seed(seed)  # a dataset would repeat tf.random.uniform in each epoch
+    random = tf.random.Generator.from_seed(seed)  # tf.random.uniform would repeat itself in each epoch
 
     def augment(images, labels):
         count = tf.shape(images)[0]
@@ -49,7 +49,7 @@ def augmentation(shape, seed):
 
 
 def batches(method, data, epochs, defer, seed):
-    """The method's training data: re-sampling before augmentation, mixing behind it."""
+    """The method's training data: re-sampling before augmentation, mixing after it."""
     examples = tf.data.Dataset.from_tensor_slices(data.train).shuffle(len(data.train[1]), seed=seed)
     sampling = {
         "class_balanced_sampling": {"q": 0},
@@ -69,7 +69,7 @@ def batches(method, data, epochs, defer, seed):
 
 
 def train(method, data, epochs, seed):
-    """A model that is trained by the method, with the same schedule for all of them."""
+    """A model trained by the method; all methods have the same schedule."""
     keras.utils.set_random_seed(seed)
     counts, defer = data.counts, max(1, round(0.8 * epochs))
     steps = -(-int(counts.sum()) // BATCH)
@@ -91,7 +91,7 @@ def train(method, data, epochs, seed):
     warmup = min(steps, epochs * steps // 5)
     drops = [defer * steps, max(defer * steps + 1, round(0.9 * epochs * steps))]
     schedule = kt.schedules.MultiFactor(RATE, 0.1, [step - warmup for step in drops])
-    # Decoupled from momentum: as much as an L2 penalty of 2e-4 within the gradient.
+    # Decoupled from momentum, this is as strong as an L2 penalty of 2e-4 within the gradient.
     optimizer = keras.optimizers.SGD(kt.schedules.WarmUp(schedule, warmup), momentum=0.9, weight_decay=2e-3)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     model.compile(optimizer, loss)

@@ -31,14 +31,14 @@ def build(shape, tricks):
     x = inputs = keras.Input(shape)
     for filters in (32, 64, 64):
         x = (kt.layers.WSConv2D if tricks else keras.layers.Conv2D)(filters, 3, padding="same")(x)
-        # Keras' default momentum of 0.99 would leave the statistics behind in so short a run.
+        # With Keras' default momentum of 0.99, the statistics would lag behind in so short a run.
         x = x if tricks else keras.layers.BatchNormalization(momentum=0.9)(x)
         x = keras.layers.MaxPooling2D(padding="same")(keras.layers.ReLU()(x))
     return keras.Model(inputs, keras.layers.Dense(10, dtype="float32")(keras.layers.GlobalAveragePooling2D()(x)))
 
 
 def batches(images, labels, tricks, seed):
-    """Endless shuffled batches, each image shifted by up to a pixel; with tricks, each that is read is used twice."""
+    """Endless shuffled batches, each image shifted by up to a pixel; with tricks, each image read is used twice."""
 
     def shift(image, label):
         return tf.image.random_crop(tf.pad(image, [[1, 1], [1, 1], [0, 0]]), images.shape[1:]), label

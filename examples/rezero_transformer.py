@@ -3,8 +3,8 @@
     python examples/rezero_transformer.py                     # on Python's own manual, about a minute on two cores
     python examples/rezero_transformer.py --text FILE --depth 24 --steps 2000
 
-Trains the same character model three times, with residual connections alone, with layer normalisation before each part
-of a block, and with ReZero, and prints the loss on text that it has not seen.
+Trains the same character model three times: with residual connections alone, with layer normalisation before each part
+of a block, and with ReZero. Prints each model's loss on text that it has not seen.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def transformer(characters, length, width, depth, kind):
 
 
 def windows(codes, length, count, seed):
-    """`count` pieces of the text, and the characters that follow each of theirs."""
+    """`count` pieces of the text, and for each of their characters the one that follows it."""
     starts = np.random.default_rng(seed).integers(0, len(codes) - length - 1, count)
     pieces = codes[starts[:, None] + np.arange(length + 1)]
     return pieces[:, :-1], pieces[:, 1:]
