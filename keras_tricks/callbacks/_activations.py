@@ -1,8 +1,8 @@
-"""Layers' outputs counted where they arise: `call` of the layers is wrapped while somebody watches.
+"""Counts layers' outputs where they arise: the layers' `call` is wrapped while they are watched.
 
-A layer runs for other reasons than the training step's forward pass: validation, and `Recompute`, which runs it again
-in the backward pass. So an output counts only if `train_step` is running and the layer was called by the layer that
-holds it, up to the model itself; what runs again in the backward pass is called by nobody.
+A layer also runs outside the training step's forward pass: in validation, and under `Recompute` once more in the
+backward pass. So an output counts only if `train_step` is running and the layer was called by the layer that holds it,
+and so on up to the model itself; what runs again in the backward pass has no such caller.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ import numpy as np
 from keras_tricks._keras.patches import is_replaced, replace
 from keras_tricks.callbacks._tallies import LocalTallies, count, count_for_xla
 
-# Of one example's output at most so many values are binned, evenly spaced. Whole outputs of convolutions are hundreds
-# of times as many values as the weights.
+# At most this many evenly spaced values of one example's output are binned. The whole output of a convolution has
+# hundreds of times as many values as its weights.
 SAMPLE = 256
 SATURATED = 0.97
 
@@ -38,11 +38,12 @@ class Activations:
             # A layer that was made as an attribute of the model, then wrapped, runs again without its wrapper.
             wrappers = {key for key, parent in parents.items() if isinstance(parent, keras.layers.Wrapper)}
             self.parents[layer] = wrappers or set(parents)
-        # Inside of `jit` a step is compiled without `model.jit_compile`, and the way that is fast elsewhere fails.
+        # Under `jit` a step is compiled although `model.jit_compile` is off, and the counting that is fast elsewhere
+        # fails.
         counting = count_for_xla if model.jit_compile or is_replaced(model, "call") else count
         self.tallies = LocalTallies(model.distribute_strategy, [channels_of(layer) for _, layer in layers], counting)
         self.running = threading.local()  # each replica is traced by a thread of its own
-        # A training step of one's own may call parts of the model instead of the model.
+        # A custom `train_step` may call parts of the model instead of the model.
         self.free = type(model).train_step is not keras.Model.train_step
         self.taking_out = []
 
@@ -85,9 +86,9 @@ class Activations:
 
     @contextlib.contextmanager
     def _outputs_of_this_graph(self):
-        """A list whose outputs are counted, all at once, when the first call in this graph ends.
+        """A list of outputs, all counted at once when the first call in this graph ends.
 
-        `jit`, `Recompute` and conditions trace graphs of their own, whose tensors nothing outside of them can read.
+        `jit`, `Recompute` and conditions trace graphs of their own, whose tensors cannot be read outside.
         """
         import tensorflow as tf
 
@@ -95,7 +96,7 @@ class Activations:
         if graphs and graphs[-1][0] is graph:
             yield graphs[-1][1]
             return
-        counts_now, outputs = self.counts_now(), []  # at once: at the end of the step the optimizer has moved on
+        counts_now, outputs = self.counts_now(), []  # asked now: at the end of the step the optimizer has moved on
         graphs.append((graph, outputs))
         try:
             yield outputs
@@ -123,7 +124,7 @@ class Activations:
 
 
 def walk(model):
-    """Every (layer, path, parent) inside of a model, from the input to the output; a shared layer several times."""
+    """Every (layer, path, parent) inside a model, from the input to the output; a shared layer several times."""
     yield model, "", None
     yield from _inside(model, set())
 
@@ -137,7 +138,7 @@ def _inside(holder, above):
 
 
 def _holds_one(layer):
-    # These call their layer within a loop, from where nothing can be counted.
+    # These call their layer in a loop, where nothing can be counted.
     loops = (keras.layers.TimeDistributed, keras.layers.Bidirectional)
     return isinstance(layer, keras.layers.Wrapper) and not isinstance(layer, loops)
 
@@ -153,7 +154,7 @@ def watchable(model):
 
 
 def unique(paths):
-    """The paths with a number behind those that have been there before, as two towers with equal layers have them."""
+    """The paths, with a number after those that occur again, as in two towers with equal layers."""
     found = []
     for path in paths:
         other, number = path, 1

@@ -11,7 +11,7 @@
     gap  stop at the end of a strip when max(0, mean of E - T over the strip) has grown, `successive` strips in a row
 
 Prechelt, 1998; with |E_opt| for errors that are below zero, equal to his for those above. A criterion looks at all
-checks, so a resumed run decides as an uninterrupted one.
+checks, so a resumed run decides as an uninterrupted one would.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """What a learning-rate range test found: the curve, the rules that read a rate off it, its words and its picture.
 
 The rules are plain functions of (learning_rates, losses): `valley`, `steepest` and `minimum`. `valley` equals fastai's;
-`steepest` takes the slope over the logarithm of the rate, also for rates at equal distances, and only before the lowest
+`steepest` takes the slope over the logarithm of the rate, even for equally spaced rates, and only before the lowest
 loss.
 """
 
@@ -62,8 +62,8 @@ class LRCurve:
             return False
         few = max(SHORTEST, len(self.losses) // 10)
         start = self.raw_losses[:few].mean()
-        # Differences of neighbours see the noise of single steps and hardly the trend; 0.954 = median for a deviation
-        # of 1. The end is left out, where the loss may jump about.
+        # Differences between neighbours show the noise of single steps and hardly the trend; for noise of standard
+        # deviation 1 the median of their size is 0.954. The end, where the loss may jump about, is left out.
         differences = np.abs(np.diff(self.raw_losses[: max(lowest + 1, len(self.losses) // 2)]))
         noise = np.median(differences) / 0.954
         weights = self.smoothing ** np.arange(lowest + 1)
@@ -137,7 +137,7 @@ class LRCurve:
             panel.plot([rate], [height], shape, **look)
         if self.mode == "exp":
             panel.set_xscale("log")
-        # Single losses near divergence would press the rest of the curve flat.
+        # Single losses near divergence would flatten the rest of the curve.
         low, high = min(self.losses.min(), np.quantile(self.raw_losses, 0.02)), self.losses.max()
         margin = 0.06 * (high - low) or 0.5
         panel.set_ylim(low - margin, high + margin)

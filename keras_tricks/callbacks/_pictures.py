@@ -50,7 +50,7 @@ def ridges(records, most, what):
 
 
 def gradient_flow(records):
-    """The norm of the gradient of each kernel, in the order of depth, at several times."""
+    """The norm of each kernel's gradient, in order of depth, at several times."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -60,7 +60,7 @@ def gradient_flow(records):
     figure = Figure(figsize=(max(5.5, min(11, 0.35 * len(paths) + 3)), 4.2), layout="constrained")
     panel = figure.subplots()
     for n, step in enumerate(steps):
-        # What cannot be drawn on a logarithmic axis leaves a gap: a line across it would be made up.
+        # What a logarithmic axis cannot show leaves a gap: a line across it would be invented.
         norms = np.full(len(paths), np.nan)
         for r in records:
             if r["step"] == step and r["path"] in number and 0 < r["norm"] < math.inf:

@@ -1,4 +1,4 @@
-"""A record of what `Histograms` has counted of one variable or layer, and what TensorBoard is given of it."""
+"""The record of what `Histograms` has counted for one variable or layer, and the summaries of it for TensorBoard."""
 
 import math
 

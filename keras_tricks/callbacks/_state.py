@@ -13,13 +13,13 @@ from keras_tricks._keras.patches import watching
 
 
 def averaging_of(model):
-    """The callback that has averaged weights evaluated in place of the model's, and holds them, or `None`."""
+    """The callback that holds averaged weights and has them evaluated in place of the model's, or `None`."""
     return next((callback for callback in watching(model) if hasattr(callback, "evaluated_weights")), None)
 
 
 @contextlib.contextmanager
 def unfinished(path):
-    """A path beside `path` to write to; it takes the place of `path` once all is written, and is removed otherwise."""
+    """A path next to `path` to write to; it replaces `path` once everything is written, and is removed otherwise."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name("unfinished_" + path.name)

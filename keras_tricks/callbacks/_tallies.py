@@ -3,8 +3,8 @@
 bins: the sign times 10^(k/5) for 1e-12 <= |x| < 1e4; smaller and larger values go to the end bins;
       exact zeros, NaN and infinities are counted apart
 
-All tensors of a kind are counted together, and have a row each in two variables: counting each for itself would make
-the graph of a deep model several times as large, and with it the time until the first step.
+All tensors of a kind are counted together, with a row for each in two variables. Counting them one by one would make
+the graph of a deep model several times as large, and lengthen the time until the first step accordingly.
 """
 
 import math
@@ -20,9 +20,9 @@ ZERO, NAN, INFINITE = BINS, 2 * BINS + 1, 2 * BINS + 2
 SLOTS = 2 * BINS + 3
 NO_MOMENTS = np.array([np.inf, -np.inf, 0, 0])  # minimum, maximum, sum and sum of squares of the finite values
 
-# Tensors are cut into rows of this length, so that few numbers are left to be added up tensor by tensor.
+# Tensors are cut into rows of this length, so that few numbers per tensor are left to add up.
 WIDTH = 256
-# So many values are counted together at most, which bounds the memory that this takes.
+# At most this many values are counted together, which bounds the memory that this takes.
 AT_ONCE = 2**22
 UNKNOWN_SIZE = AT_ONCE // 32
 
@@ -48,7 +48,7 @@ class Tallies:
         ops.cond(predicate, add, lambda: None)
 
     def take(self):
-        """The counts and moments as arrays. They begin anew."""
+        """The counts and moments as arrays. The counting starts over."""
         values = [ops.convert_to_numpy(v) for v in self.variables]
         self.reset()
         return values
@@ -86,7 +86,7 @@ class LocalTallies:
             self.variables = [local(value) for value in self.starts]
 
     def add_if(self, predicate, values, positions, saturated, alive):
-        """`saturated` and `alive` are for each of the values what its layer adds there, or None."""
+        """`saturated` and `alive` hold what the layer of each of the values adds to those counts, or None."""
         import tensorflow as tf
 
         def add():
@@ -111,7 +111,7 @@ class LocalTallies:
         tf.cond(predicate, add, lambda: tf.constant(0))
 
     def take(self):
-        """Counts, moments, saturated units and units, and for each layer an array of its channels. They begin anew."""
+        """Counts, moments, saturated units and units, and for each layer an array of its channels. Starts over."""
         counts, moments, saturated, alive = (
             np.stack([on_device.numpy() for on_device in self.strategy.experimental_local_results(v)])
             for v in self.variables
@@ -143,7 +143,7 @@ def count_for_xla(slots, number):
 
 
 def tally(values, positions, number, count=count):
-    """Of several tensors: counts by slot, (number, SLOTS), and moments, (number, 4), in the rows `positions`.
+    """Counts by slot, (number, SLOTS), and moments, (number, 4), of several tensors, in the rows `positions`.
 
     Positions may repeat. A row without finite values has NO_MOMENTS.
     """
@@ -193,10 +193,10 @@ def _tally(values, positions, number, count):
 
 
 def _in_rows(values, positions, number):
-    """All values in float32 as rows of WIDTH, each row's position, and how much was filled up for each position.
+    """All values in float32 as rows of WIDTH, each row's position, and the amount of padding for each position.
 
-    They are filled up with infinities, since the moments leave those out already. In few operations of TensorFlow: what
-    stands in the loops stands in the graph for every tensor.
+    The padding is infinities, since the moments leave those out already. TensorFlow operations are few, since each one
+    in the loops enters the graph once per tensor.
     """
     import tensorflow as tf
 

@@ -21,22 +21,22 @@ from keras_tricks._keras.replicas import scope_of
 class CyclicLR(keras.callbacks.Callback):
     """Sets the optimizer's learning rate from a schedule at each optimizer step, and its momentum if asked.
 
-    The step is `optimizer.iterations`, which is saved with the model: a resumed run goes on in the middle of a cycle.
-    At the end of training the learning rate stays at its last value, the momentum is what it was. The epoch's
-    last values are logged as `learning_rate` and `momentum`. Between steps, where checkpoints are written, the
-    optimizer has the momentum that it was given.
+    The step is `optimizer.iterations`, which is saved with the model: a resumed run continues in the middle of a cycle.
+    After training, the learning rate stays at its last value and the momentum is what it was before. The last values of
+    each epoch are logged as `learning_rate` and `momentum`. Between steps, when checkpoints are written, the optimizer
+    has the momentum that it was given.
 
-    `fit` tells no callback that it was interrupted. So the next use of the model (`fit`, `evaluate`, `predict`, `save`,
-    `compile`) first takes the callback out of it.
+    `fit` does not tell callbacks when it is interrupted. So the next use of the model (`fit`, `evaluate`, `predict`,
+    `save`, `compile`) first removes the callback from it.
 
     Args:
-        schedule: A `LearningRateSchedule`, as `keras_tricks.schedules.CyclicalLearningRate`.
-        momentum: `None`; a pair `(high, low)`, for `high` where the rate is lowest and `low` where it is highest (for
-            a `CyclicalLearningRate`); or a `LearningRateSchedule` of its own. It moves the optimizer's `momentum`, or
-            `beta_1` where it has none. Defaults to `None`.
+        schedule: A `LearningRateSchedule`, such as `keras_tricks.schedules.CyclicalLearningRate`.
+        momentum: `None`; a pair `(high, low)`, the momentum where the rate is lowest and where it is highest (for a
+            `CyclicalLearningRate`); or a `LearningRateSchedule` for the momentum. It moves the optimizer's `momentum`,
+            or `beta_1` where it has none. Defaults to `None`.
 
     Raises:
-        TypeError: If an argument is not of its kind.
+        TypeError: If an argument is of the wrong kind.
         ValueError: When training starts, if the optimizer has a schedule of its own, or nothing to move as momentum.
 
     Example:
@@ -141,10 +141,10 @@ class CyclicLR(keras.callbacks.Callback):
 
 
 class _MovingNumber:
-    """A variable in the place of a hyper-parameter that an optimizer keeps as a Python float.
+    """A variable in place of a hyper-parameter that an optimizer keeps as a Python float.
 
-    In arithmetic with tensors it is the variable, so that a compiled step sees it move. In Python's comparisons it is
-    the positive number that it was: optimizers ask `momentum != 0` to see whether they use it.
+    In arithmetic with tensors it acts as the variable, so that a compiled step sees it move. In Python's comparisons it
+    acts as the positive number that it replaced: optimizers ask `momentum != 0` to see whether to use it.
     """
 
     __hash__ = object.__hash__

@@ -1,9 +1,10 @@
-"""Weighs classes late in training: a network learns features better from the data as they are.
+"""Re-weights classes late in training, since a network learns features better from the data as they are.
 
     w_j = 1 in epochs before `start_epoch`, then c · (1 - β) / (1 - β^n_j), with a mean of 1
 
 Cao et al., 2019, arXiv:1906.07413 (DRW), by the effective numbers of Cui et al., 2019. The weights are a variable of
-the loss, so that they change in a compiled step. The same for sampling: `data.class_balanced(start_epoch=...)`.
+the loss, so that they change in a compiled step. Its counterpart for sampling is
+`data.class_balanced(start_epoch=...)`.
 """
 
 import keras
@@ -16,21 +17,21 @@ from keras_tricks.losses.class_balanced import check_beta, class_balanced_weight
 
 
 class DeferredReweighting(keras.callbacks.Callback):
-    """Gives a loss class-balanced weights from an epoch on, in the middle of a compiled `fit`.
+    """Gives a loss class-balanced weights from `start_epoch` on, in the middle of a compiled `fit`.
 
     For any loss of `keras_tricks.losses` with class counts; `ClassBalanced(class_counts, beta=0)` is plain
-    cross-entropy until then. The loss of both training and validation changes its scale at that epoch: judge by a
-    metric. At the end of training the loss has its first weights again. A run that goes on with `initial_epoch` has
-    those of its epoch; give it the callback again.
+    cross-entropy until then. Training and validation loss both change scale at that epoch, so judge by a metric. When
+    training ends, the loss gets its original weights back. A run that continues with `initial_epoch` has the weights of
+    that epoch; give it the callback again.
 
-    `fit` tells no callback that it was interrupted. So the next use of the model (`fit`, `evaluate`, `predict`, `save`,
-    `compile`) first gives the loss its first weights; a loop of your own calls `on_train_end()` before.
+    `fit` does not tell callbacks when it is interrupted. So the next use of the model (`fit`, `evaluate`, `predict`,
+    `save`, `compile`) first gives the loss its original weights back; before a loop of your own, call `on_train_end()`.
 
     Args:
-        loss: The loss, as given to `compile`, also where a model has several outputs. Where the model has another
-            object, as a copy of the callback or a loaded model does, its only loss of the same kind and arguments.
-        start_epoch: First epoch with class-balanced weights, counted from 0: an int of at least 0. Where the learning
-            rate is stepped down, usually, at 80 % of the epochs.
+        loss: The loss, as given to `compile`, alone or for one of several outputs. If the model has a different object,
+            as after copying the callback or loading a model, its only loss of the same class and arguments is used.
+        start_epoch: First epoch with class-balanced weights, counted from 0: an int of at least 0. Usually where the
+            learning rate is stepped down, at 80 % of the epochs.
         beta: β of the effective numbers, in `[0, 1]`. Defaults to 0.9999.
 
     Raises:

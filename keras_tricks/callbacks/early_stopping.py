@@ -1,7 +1,8 @@
 """Early stopping by patience, by Prechelt's three classes of criteria, or by the gap between training and validation.
 
-The criteria and their formulas stand in `_criteria`; here are the checks, the best weights, and the state that survives
-a restart. Prechelt, 1998. "patience" is the rule of `keras.callbacks.EarlyStopping`, except that NaN never is the best.
+The criteria and their formulas are in `_criteria`; this module has the checks, the best weights, and the state that
+survives a restart. Prechelt, 1998. "patience" is the rule of `keras.callbacks.EarlyStopping`, except that NaN is never
+the best.
 """
 
 import inspect
@@ -28,11 +29,12 @@ class EarlyStopping(keras.callbacks.Callback):
     A check is an epoch in which the monitored value appears. Errors are the monitored values, negated where more is
     better. Criteria, with `E` the validation error, `T` the training error and `k` the strip:
 
-    - `"patience"`: no `E` lower than the lowest by more than `min_delta` for `patience` checks, as Keras' callback.
+    - `"patience"`: for `patience` checks, no `E` was lower than the lowest by more than `min_delta`, as in Keras'
+      callback.
     - `"GL"`: `E` lies more than `alpha` percent above its lowest.
     - `"PQ"`: at the end of a strip, that percentage divided by the training's progress in the strip (per mille by which
       the mean of `T` lies above its lowest) exceeds `alpha`: no stop while training still makes progress.
-    - `"UP"`: at the ends of `successive` strips in a row, `E(t) > E(t - k)`. Sees the sign only.
+    - `"UP"`: at the ends of `successive` strips in a row, `E(t) > E(t - k)`. Only the sign of the change counts.
     - `"gap"`: the mean of `E - T` over a strip, or 0 if it is negative, has grown by more than `min_delta`,
       `successive` strips in a row.
 
@@ -50,15 +52,15 @@ class EarlyStopping(keras.callbacks.Callback):
         successive: Strips in a row, for UP and gap. Defaults to `2`.
         patience: Checks without improvement, for patience. Defaults to `0`.
         min_delta: What an improvement, or the growth of the gap, has to exceed, for patience and gap. Defaults to `0`.
-        mode: `"min"`, `"max"`, or `"auto"`: told by the name, with an error for a name that does not tell.
-        baseline: For patience: the wait starts anew only at values better than this. Defaults to `None`.
+        mode: `"min"`, `"max"`, or `"auto"`: inferred from the name, with an error if that is not possible.
+        baseline: For patience: only values better than this restart the wait. Defaults to `None`.
         start_from_epoch: Epochs before this one, counted from 0, are not checks. Defaults to `0`.
         restore_best_weights: Whether training ends with the weights of the best check, which are kept in host memory
             until then. Defaults to `False`.
-        validation_freq: As given to `fit`: in which epochs a missing value is an error. Defaults to `1`.
-        backup_dir: A folder for the state after each epoch, to go on after a crash together with
-            `keras.callbacks.BackupAndRestore`. Not the folder of that callback, which deletes it. The files are removed
-            when training ends. Defaults to `None`.
+        validation_freq: As given to `fit`; it decides in which epochs a missing value is an error. Defaults to `1`.
+        backup_dir: A folder for the state after each epoch, to resume after a crash together with
+            `keras.callbacks.BackupAndRestore`. It must not be the folder of that callback, which deletes its own. The
+            files are removed when training ends. Defaults to `None`.
         verbose: 1 to print why training stopped. Defaults to `0`.
 
     Raises:
@@ -238,7 +240,7 @@ class EarlyStopping(keras.callbacks.Callback):
             path.unlink()
 
     def _resume(self, epoch):
-        """Takes up the state of the epochs before `epoch`, where training begins."""
+        """Restores the state of the epochs before `epoch`, where training begins."""
         if self.backup_dir is None or epoch == 0:
             return
         earlier = [number for number in self._backups() if number < epoch]
@@ -274,7 +276,7 @@ class EarlyStopping(keras.callbacks.Callback):
 
 
 def _require_use(criterion, **arguments):
-    """Raises ValueError for an argument that is set, and would do nothing."""
+    """Raises ValueError for an argument that is set but would do nothing."""
     defaults = inspect.signature(EarlyStopping).parameters
     for name, value in arguments.items():
         if name not in CRITERIA[criterion].arguments() and value != defaults[name].default:

@@ -28,12 +28,13 @@ from keras_tricks.optimizers._aggregated import method_of_all_updates
 
 KINDS = ("weights", "gradients", "updates", "activations")
 
-# With every="epoch", one in so many optimizer steps is counted, beginning with the first of the epoch. Values change
+# With every="epoch", one in this many optimizer steps is counted, beginning with the first of the epoch. Values change
 # little from step to step, and counting takes about as long as a step of a small model.
 EPOCH_STRIDE = 100
 
-# The step that counts and the plain one are traced apart, and tracing one takes about as long as a hundred steps of a
-# small deep model. So the plain one waits until so many steps were not due: they run the other, which counts nothing.
+# The step that counts and the plain one are traced separately, and a trace takes about as long as a hundred steps of a
+# small deep model. So the plain one is traced only after this many steps that were not due. Until then those steps run
+# the other one, which counts nothing in them.
 STEPS_BEFORE_THE_SECOND_TRACE = 100
 
 
@@ -45,14 +46,14 @@ class Histograms(keras.callbacks.Callback):
     package is needed to look at the logs, not to write them.
 
     Of an example's output, at most 256 evenly spaced values are counted. A channel of a relu is dead if it was
-    0 for every example that was counted. Outputs are counted in the forward pass of the training step alone.
+    0 for every example that was counted. Outputs are counted only in the forward pass of the training step.
 
-    `fit` tells no callback that it was interrupted. So the next use of the model (`fit`, `evaluate`, `predict`, `save`,
-    `compile`) first takes the callback out of it; the records stay.
+    `fit` does not tell callbacks when it is interrupted. So the next use of the model (`fit`, `evaluate`, `predict`,
+    `save`, `compile`) first removes the callback from it; the records stay.
 
-    Cost: a few passes over the values, and for `"updates"` the memory of two copies of each variable, in the steps that
-    are counted. These have a version of the training step of their own, which is traced (and compiled) once for as long
-    as the callback watches the same compiled model. Other steps run what they would without the callback, but for the
+    Cost, in the steps that are counted: a few passes over the values, and for `"updates"` the memory of two copies of
+    each variable. Counted steps run their own version of the training step, which is traced (and compiled) once for as
+    long as the callback watches the same compiled model. Other steps run as they would without the callback, except the
     first hundred, which run that version too. State: 1.3 kB per variable or layer and kind.
 
     Args:
@@ -62,14 +63,14 @@ class Histograms(keras.callbacks.Callback):
             `steps_per_execution`).
         what: Any of `"weights"`, `"gradients"`, `"updates"` (what one step adds to a variable) and `"activations"`
             (the outputs of layers). Defaults to all.
-        layers: Layers, or regular expressions on the paths of variables (`conv2d_1/kernel`) and layers; what one of
-            them is found in is logged. Defaults to `None`: all trainable variables and all layers.
+        layers: Layers, or regular expressions to search for in the paths of variables (`conv2d_1/kernel`) and layers;
+            all matches are logged. Defaults to `None`: all trainable variables and all layers.
 
     Raises:
         ValueError: For an unknown `what` or `every`, and when training starts for a pattern that matches nothing or
             an optimizer that only hands variables on to others (`MultiOptimizer`); for two of these callbacks at once.
-        RuntimeError: On a backend other than TensorFlow; and when the first activations are due, but no layer that is
-            watched has been called in the training step.
+        RuntimeError: On a backend other than TensorFlow; and when the first activations are due, but no watched layer
+            has been called in the training step.
 
     Example:
     >>> import keras, numpy as np, keras_tricks as kt
@@ -120,13 +121,13 @@ class Histograms(keras.callbacks.Callback):
         self._replaced = Replacements(self.model, self._release)
 
     def _prepare(self):
-        """Makes what counts, unless the last `fit` left it behind for the same model, compiled as it is now."""
+        """Makes the counters, unless the last `fit` left them behind for the same model, compiled as it is now."""
         variables, watched = self._chosen(self.model.trainable_variables)
         optimizer = innermost_optimizer(self.model.optimizer)
         held = [self.model, optimizer, self.model.train_function, *variables, *(layer for _, layer in watched)]
         if len(held) == len(self._held) and all(a is b for a, b in zip(held, self._held, strict=True)):
             for tallies in self._all_tallies():
-                tallies.reset()  # an interrupted run has left something
+                tallies.reset()  # an interrupted run has left counts
             return
         in_step = [kind for kind in self.what if kind in ("gradients", "updates")]
         if in_step and type(optimizer).update_step is keras.optimizers.Optimizer.update_step:
@@ -143,7 +144,7 @@ class Histograms(keras.callbacks.Callback):
             self._counted = {kind: _tallies.Tallies(len(variables), counting) for kind in in_step if variables}
         self._activations = _activations.Activations(self.model, watched, self._counts_now) if watched else None
         self._updates = threading.local()
-        # Keras hands its own optimizers the variable of one device, and ours the Keras variable.
+        # Keras passes the variable of one device to its own optimizers, and the Keras variable to ours.
         self._positions = {}
         for position, v in enumerate(variables):
             for alias in (v, v.value, *strategy.experimental_local_results(v.value)):
@@ -205,10 +206,10 @@ class Histograms(keras.callbacks.Callback):
 
         Args:
             path: File to write; its ending names the format.
-            what: `"gradients"`, `"weights"`, `"updates"` or `"activations"`: a curve of the share of the values by
-                their size for each time, one panel per variable or layer. `"gradient_flow"`: the norm of the gradient
-                of each kernel, from the input to the output. Defaults to `"gradients"`.
-            variables: At most so many panels; kernels first, spread over the depth of the model. Defaults to `8`.
+            what: `"gradients"`, `"weights"`, `"updates"` or `"activations"`: one panel per variable or layer, with a
+                curve of the share of values by size for each time. `"gradient_flow"`: the norm of the gradient of each
+                kernel, from the input to the output. Defaults to `"gradients"`.
+            variables: The most panels to draw; kernels come first, spread over the depth of the model. Defaults to `8`.
 
         Returns:
             `path`.
@@ -285,7 +286,7 @@ class Histograms(keras.callbacks.Callback):
         return EPOCH_STRIDE if self.every == "epoch" else self.every
 
     def _look(self):
-        """Asks the device how many steps it has taken, of which it may have skipped some, and sees what is due next."""
+        """Asks the device how many steps it has taken, since it may have skipped some, and sees what is due next."""
         self._ran = False
         self._seen, self._seen_at = int(ops.convert_to_numpy(self._optimizer.iterations)), self._batches
         self._due = self._first + -(-(self._seen - self._first) // self._stride) * self._stride
@@ -343,14 +344,14 @@ class Histograms(keras.callbacks.Callback):
             return
         values = {kind: {} for kind in self._counted} if together is None else together
         if "gradients" in values:
-            values["gradients"][position] = self._tf.convert_to_tensor(gradient)  # of an embedding it is sparse
+            values["gradients"][position] = self._tf.convert_to_tensor(gradient)  # an embedding's is sparse
         if "updates" in values:
             before = self._tf.identity(variable)
             plain(gradient, variable, *args)
             values["updates"][position] = variable - before
         else:
             plain(gradient, variable, *args)
-        if together is None:  # an optimizer that takes its steps in a way of its own
+        if together is None:  # an optimizer with its own way of taking steps
             self._count(values)
 
     def _count(self, values):

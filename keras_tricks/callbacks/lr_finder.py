@@ -28,17 +28,17 @@ __all__ = ["LRCurve", "LRFinder", "find_lr", "minimum", "steepest", "valley"]
 
 
 class LRFinder(keras.callbacks.Callback):
-    """Runs a learning-rate range test inside of `fit`, and puts the model back as it was.
+    """Runs a learning-rate range test inside `fit`, and puts the model back as it was.
 
-    Each optimizer step has a rate of its own, from `min_learning_rate` to `max_learning_rate`; with accumulation or a
-    step that loss scaling skips, that takes several batches. `fit` is stopped when the range is done or the loss
-    diverges. `find_lr` does it all in one call; use the callback where `fit` needs arguments of its own, with enough
-    epochs for `steps`.
+    Each optimizer step has its own rate, from `min_learning_rate` to `max_learning_rate`. A step takes several batches
+    with accumulation, or when loss scaling skips it. `fit` is stopped when the range is done or the loss diverges.
+    `find_lr` does it all in one call; use the callback where `fit` needs special arguments, with enough epochs for
+    `steps`.
 
     Metrics are reset before each batch, so the loss that `fit` shows is that of the batch. At the end weights,
     statistics, seeds, metrics and the optimizer (slots, step count, rate or schedule, loss scale) are put back bit for
-    bit; after a `fit` that was interrupted, as soon as the model is trained, evaluated, used or saved, or by the
-    callback's `on_train_end()`.
+    bit. After an interrupted `fit`, that happens as soon as the model is trained, evaluated, used or saved, or when you
+    call `on_train_end()` of the callback.
 
     Args:
         min_learning_rate: First rate, above 0. Defaults to `1e-7`.
@@ -209,7 +209,7 @@ class LRFinder(keras.callbacks.Callback):
                 total, count = (sum(float(x) for x in copies(model, v)) for v in (metric.total, metric.count))
                 if count:
                     return total / count, count
-        if "loss" not in (logs or {}):  # a `train_step` of the user's own may keep it in another way
+        if "loss" not in (logs or {}):  # a custom `train_step` may keep it in another way
             self._fail(
                 "LRFinder reads the loss from the model's metric 'loss', or from what `train_step` returns under that "
                 f"name. Received: {sorted(logs or {})}. Return it as 'loss'."
@@ -266,7 +266,7 @@ def find_lr(
 
     The model trains for `steps` optimizer steps, each at a higher rate, by its own `fit`: under whatever strategy,
     precision, compilation, accumulation and wrappers it has. The data is repeated as needed. Weights, statistics,
-    seeds, metrics and the optimizer are put back bit for bit, also after an error, NaN or Ctrl-C; an optimizer with a
+    seeds, metrics and the optimizer are put back bit for bit, even after an error, NaN or Ctrl-C; an optimizer with a
     schedule keeps it. The global random state, from which `fit` shuffles arrays, moves on.
 
     Args:
@@ -283,14 +283,14 @@ def find_lr(
         smoothing: Weight of the past in the smoothed loss, in [0, 1). Defaults to `0.8`.
         divergence: Stop where the smoothed loss is above this multiple of its best; above 1. Defaults to `4.0`.
         class_weight: As in `fit`. Defaults to `None`.
-        verbose: Whether to show progress. Print the result yourself: it reads aloud. Defaults to `True`.
+        verbose: Whether to show progress. The result is not printed; print it to read what to do. Defaults to `True`.
 
     Returns:
         An `LRCurve` with `learning_rates`, `losses`, `raw_losses`, `suggestion`, `suggestions`, `stopped` and
         `plot(path)`; as a string, it says in words what to do.
 
     Raises:
-        TypeError: If `model` is not a Keras model, or `data` is a generator, which can be read once only.
+        TypeError: If `model` is not a Keras model, or `data` is a generator, which can be read only once.
         ValueError: If the model is not compiled, the data is empty, or an argument is out of range.
         RuntimeError: If no step is taken.
 

@@ -3,7 +3,7 @@
     save the weights after each cycle, where the rate is lowest;      prediction = mean over the last m snapshots
 
 Huang et al., 2017, arXiv:1704.00109. Each new cycle begins with a high rate, which drives the weights out of the
-minimum that the last one has found, so that the snapshots differ enough for their mean to be better than any.
+minimum that the last one found, so that the snapshots differ enough for their mean to be better than any of them.
 """
 
 import numbers
@@ -25,14 +25,14 @@ class SnapshotEnsemble(keras.callbacks.Callback):
     """Saves the weights at the end of each cycle of the learning rate, and predicts with the mean of the snapshots.
 
     The rate itself is moved by the schedule, given to the optimizer or to `keras_tricks.callbacks.CyclicLR`. A cycle is
-    counted in optimizer steps (`optimizer.iterations`), so a resumed run goes on where it was. With
+    counted in optimizer steps (`optimizer.iterations`), so a resumed run continues where it was. With
     `steps_per_execution` a snapshot is taken at the end of the execution in which the cycle ends.
 
     Args:
-        directory: Folder for the files, `snapshot_001.weights.h5` and so on; made if it is not there.
+        directory: Folder for the files, `snapshot_001.weights.h5` and so on; created if it is missing.
         schedule: The `CyclicalLearningRate` or `keras.optimizers.schedules.CosineDecayRestarts` whose cycles count, or
             the number of optimizer steps of a cycle.
-        keep: How many snapshots to keep, the newest. Defaults to `None`, all.
+        keep: How many of the newest snapshots to keep. Defaults to `None`, all.
 
     Raises:
         TypeError: If `schedule` has no cycles.
@@ -89,7 +89,7 @@ class SnapshotEnsemble(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self._since += batch - self._last_batch
         self._last_batch = batch
-        # The counter is read from the device only where a cycle can have ended: reading waits for the step.
+        # The counter is read from the device only where a cycle may have ended: reading waits for the step.
         if self._ended(self._steps_read + self._since) == self._cycle:
             return
         self._steps_read, self._since = self._steps(), 0
@@ -112,7 +112,7 @@ class SnapshotEnsemble(keras.callbacks.Callback):
             x: As in `model.predict`.
             model: The model to predict with; by default the one that was trained. In another process, build or load it
                 and give it here.
-            last: How many snapshots to use, the newest. Defaults to `None`, all.
+            last: How many of the newest snapshots to use. Defaults to `None`, all.
             activation: Function to apply before averaging. The paper averages probabilities, so for a model that gives
                 logits take `keras.activations.softmax`. Defaults to `None`.
             **options: For `model.predict`.

@@ -33,13 +33,13 @@ class WeightAveraging(keras.callbacks.Callback):
     momentum · average + (1 - momentum) · w` at each collection. All weights that are floats are averaged, in float32 or
     wider; the others (counters) stay as they are.
 
-    Within `fit`, validation runs on the averaged weights as soon as there are any, and training goes on bit for bit
-    from where it was, also if validation is interrupted. Elsewhere the model has the weights of training:
-    `with averaging.applied():` puts the average in for a while. `applied()` works until training ends and after an
-    interruption. What training ends with is the average, unless `leave_averaged=False`.
+    Within `fit`, validation runs on the averaged weights as soon as there are any, and training continues bit for bit
+    from where it was, even if validation is interrupted. Elsewhere the model has the weights of training: `with
+    averaging.applied():` puts the average in temporarily. `applied()` works until training ends, and after an
+    interruption. Training ends with the average in the model, unless `leave_averaged=False`.
 
-    `fit` tells no callback that it was interrupted. So the next use of the model (`fit`, `evaluate`, `predict`, `save`,
-    `compile`) first takes the callback out of it, which has the weights of training then.
+    `fit` does not tell callbacks when it is interrupted. So the next use of the model (`fit`, `evaluate`, `predict`,
+    `save`, `compile`) first removes the callback from it; the model then has the weights of training.
 
     State: one float32 copy of the weights on the device, and one more of the model's variables while they are swapped.
 
@@ -50,22 +50,21 @@ class WeightAveraging(keras.callbacks.Callback):
         every: `"epoch"`: at each epoch's end, before validation; or an int `n`: after every n-th optimizer step. With
             `steps_per_execution` that is at the end of the execution, and if several were due there it collects once
             (`"ema"` with the momentum of several). Defaults to `"epoch"`.
-        momentum: Of `"ema"`, for one collection, in [0, 1). Defaults to `None`: 0.999 for each optimizer step and 0.9
-            for each epoch, or less where training is so short that the weights of the first collection would still
-            count for more than 1 % in the end. A warning says so where they count for more than 5 %.
+        momentum: For `"ema"`, per collection, in [0, 1). Defaults to `None`: 0.999 per optimizer step and 0.9 per
+            epoch, or less where training is so short that the weights of the first collection would still count for
+            more than 1 % in the end. A warning says so where they count for more than 5 %.
         recompute_statistics_on: Batches as for `fit` (a dataset, or any iterable that can be gone through again) over
-            which the statistics of `BatchNormalization` and `ExtendedBatchNormalization` are taken anew, before each
-            validation and at the end, in one eager pass on one device; a model without such layers does not need it.
-            Or `False`: average the moving statistics like weights. Defaults to `None`, an error where it is needed.
+            which the statistics of `BatchNormalization` and `ExtendedBatchNormalization` are recomputed, before each
+            validation and at the end, in one eager pass on one device; a model without such layers does not need it. Or
+            `False`: average the moving statistics like weights. Defaults to `None`, an error where it is needed.
         leave_averaged: Whether training ends with the averaged weights. Defaults to `True`.
-        backup_dir: Folder of its own for the state after each epoch, to go on with
-            `keras.callbacks.BackupAndRestore` after a crash; put this callback before that one. Removed when training
-            ends. Defaults to `None`.
+        backup_dir: A separate folder for the state after each epoch, to resume with `keras.callbacks.BackupAndRestore`
+            after a crash; put this callback before that one. Removed when training ends. Defaults to `None`.
 
     Raises:
         ValueError: For an argument that is out of range; when training starts, if it ends before `start`, if a model
-            with batch normalisation has no `recompute_statistics_on`, or if there are two in one `fit`; when a run is
-            resumed and `backup_dir` does not hold the state of its last epoch.
+            with batch normalisation has no `recompute_statistics_on`, or if one `fit` has two of these callbacks; when
+            a run is resumed and `backup_dir` does not hold the state of its last epoch.
         RuntimeError: If it is passed to `evaluate` or `predict`; use `applied()`.
 
     Example:
@@ -151,7 +150,7 @@ class WeightAveraging(keras.callbacks.Callback):
         self._layers = layers
         self.collected = 0
         self._averages = None
-        self._statistics = None  # of the present averages
+        self._statistics = None  # of the current averages
         self._epoch = None
         self._batches = self._windows = 0
         self._final = False
@@ -217,7 +216,7 @@ class WeightAveraging(keras.callbacks.Callback):
 
     @contextlib.contextmanager
     def applied(self):
-        """The averaged weights in the model, within `with`; then those from before, bit for bit, come what may.
+        """Puts the averaged weights in the model within `with`; then always puts back the previous ones, bit for bit.
 
         Raises:
             RuntimeError: If nothing has been collected yet.
@@ -244,7 +243,8 @@ class WeightAveraging(keras.callbacks.Callback):
         self._final = True
 
     def _evaluate(self, plain, *args, **kwargs):
-        # `fit` calls `model.evaluate`; around it, and not in two hooks, an exception cannot leave the average behind.
+        # `fit` calls `model.evaluate`. With one wrapper around that, unlike two hooks, no exception leaves the average
+        # behind.
         callbacks = kwargs.get("callbacks")
         inside = isinstance(callbacks, keras.callbacks.CallbackList) and self in callbacks.callbacks
         if not inside:
@@ -280,7 +280,7 @@ class WeightAveraging(keras.callbacks.Callback):
         self._statistics = None
 
     def _values(self):
-        """By the position in `model.weights`."""
+        """Averages and recomputed statistics, by their position in `model.weights`."""
         values = {i: ops.convert_to_numpy(a) for i, a in self._averages.items()}
         return {**values, **(self._statistics or {})}
 
