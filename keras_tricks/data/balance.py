@@ -5,8 +5,8 @@
     deferred to epoch s:             n_j/N before it; then p_j, or progressive with t - s
 
 An epoch keeps its N elements: class j gives m_j of them, the p_j · N rounded so that they add up to N. The k-th
-element of class j is used floor(((k + 1) · m_j + o_j) / n_j) - floor((k · m_j + o_j) / n_j) times, o_j drawn anew for
-each epoch. So the data are read once per epoch, every class gives exactly m_j, an element of a rare class is used
+element of class j is used floor(((k + 1) · m_j + o_j) / n_j) - floor((k · m_j + o_j) / n_j) times, with a new o_j drawn
+for each epoch. So the data are read once per epoch, every class gives exactly m_j, an element of a rare class is used
 m_j / n_j times give or take one, and which elements of a frequent class are left out changes from epoch to epoch.
 Drawing with replacement, as the papers' samplers do, has the same expectation and more variance.
 
@@ -21,7 +21,7 @@ from keras_tricks._labels.class_counts import as_class_counts, count_labels
 from keras_tricks._labels.elements import require_dataset, require_tensorflow, tf
 from keras_tricks._labels.labels import one_label
 
-_BATCH = 128  # the size of batch that the automatic shuffle buffer spreads the repeats over
+_BATCH = 128  # the batch size for which the automatic shuffle buffer spreads the repeats
 
 
 def class_counts(dataset, num_classes=None, label=None):
@@ -31,12 +31,12 @@ def class_counts(dataset, num_classes=None, label=None):
     the dataset before images are decoded.
 
     Args:
-        dataset: A finite `tf.data.Dataset`, batched or not. Every integer in its labels is counted, also one that is
+        dataset: A finite `tf.data.Dataset`, batched or not. Every integer in its labels is counted, even one that is
             stored as a float.
         num_classes: Number of classes, so that those without examples are counted too. Defaults to the largest label
             plus one.
-        label: Where the label of an element is: an index, a dict's key, a named tuple's field, or a function from the
-            element, which gets a tuple's parts as several arguments. Defaults to the second part.
+        label: Where the label of an element is: an index, a dict's key, a named tuple's field, or a function of the
+            element, which gets a tuple's parts as separate arguments. Defaults to the second part.
 
     Returns:
         An int64 array of shape `(num_classes,)`.
@@ -59,9 +59,9 @@ def class_counts(dataset, num_classes=None, label=None):
 def class_balanced(class_counts, q=0.0, label=None, seed=None, epochs=None, start_epoch=0, shuffle_buffer="auto"):
     """Re-samples the classes of a dataset of examples; for `dataset.apply(...)`.
 
-    An epoch keeps its number of elements, read in one pass; rare classes' elements are repeated, and elements of
-    frequent classes take turns in being left out. Place it before augmentation (so that repeats differ), `batch` and
-    `repeat`, and behind a shuffle of the data. The cardinality stays known. Never re-sample validation data.
+    An epoch keeps its number of elements, read in one pass; elements of rare classes are repeated, and elements of
+    frequent classes take turns being left out. Place it before augmentation (so that repeats differ), `batch` and
+    `repeat`, and after a shuffle of the data. The cardinality stays known. Never re-sample validation data.
 
     Args:
         class_counts: Number of examples of each class in exactly this dataset: an array of shape `(num_classes,)`, as
@@ -70,27 +70,27 @@ def class_balanced(class_counts, q=0.0, label=None, seed=None, epochs=None, star
             they are, negative ones favour rare classes.
         label: Where the label of an element is, as in `data.class_counts`. Defaults to the second part.
         seed: Int. Fixes, with the epoch's number, which elements are left out, and the order of the shuffle, so that a
-            resumed run goes on in the same order. Defaults to a number drawn from NumPy, which
+            resumed run continues in the same order. Defaults to a number drawn from NumPy, which
             `keras.utils.set_random_seed` fixes.
-        epochs: If given, balances progressively: the first epoch draws as the data are, and the weight of `q` grows by
-            `1 / epochs` each epoch, to 1. Defaults to `None`, which is `q` from the start.
+        epochs: If given, balances progressively: the first epoch draws classes as often as the data have them, and the
+            weight of `q` grows by `1 / epochs` each epoch, to 1. Defaults to `None`, which is `q` from the start.
         start_epoch: First epoch that is re-sampled, counted from 0 (deferred re-sampling): before it, each element is
             used once. Defaults to 0.
         shuffle_buffer: Elements to shuffle the repeats with. `"auto"` (default) takes 128 times the largest number of
-            repeats, at most an epoch, so that a batch of 128 has about one of them; `None` does not shuffle. The
-            buffer is all the memory it takes, so place it before images are decoded.
+            repeats, at most an epoch, so that a batch of 128 has about one repeat of any element; `None` does not
+            shuffle. The buffer is all the memory it takes, so place it before images are decoded.
 
     Returns:
         A function from `tf.data.Dataset` to `tf.data.Dataset`, with `draws(epoch)`, the elements of each class in an
-        epoch, and `epoch`, the number of epochs read so far; set it when a run is resumed. A pass counts as an epoch
-        once half of it was read, so a look at the first batch does not.
+        epoch, and `epoch`, the number of epochs read so far; set it to resume a run. A pass counts as an epoch once
+        half of it has been read, so a look at the first batch does not count.
 
     Raises:
-        TypeError: If an argument is not of its kind, or the labels are not integers.
-        ValueError: If an argument is out of range, or the dataset's size, known or found in the pass, is not the
-            counts' sum.
+        TypeError: If an argument is of the wrong kind, or the labels are not integers.
+        ValueError: If an argument is out of range, or the dataset's size, known or found in the pass, is not the sum of
+            the counts.
         RuntimeError: On a backend other than TensorFlow.
-        tf.errors.InvalidArgumentError: In the pass, if a class has other examples than counted.
+        tf.errors.InvalidArgumentError: In the pass, if a class does not have as many examples as its count says.
 
     Example:
     >>> import tensorflow as tf, keras_tricks as kt
@@ -128,7 +128,7 @@ class _Balancing:
         self._shuffle_buffer = shuffle_buffer
 
     def draws(self, epoch=None):
-        """How many elements each class gives in an epoch, by default in the next: int64, adding up to all."""
+        """How many elements each class gives in an epoch, by default the next: int64, summing to the dataset's size."""
         epoch = self.epoch if epoch is None else epoch
         counts, total = self._counts, self._counts.sum()
         # Relative to the largest count, so that no power overflows.
@@ -162,7 +162,7 @@ class _Balancing:
                 (label >= 0) & (label < len(self._counts)),
                 [f"class_balanced: a label outside of the {len(self._counts)} classes of `class_counts`:", label],
             )
-            with tf.control_dependencies([known]):  # both: TensorFlow's own error of either would come first at times
+            with tf.control_dependencies([known]):  # both, or TensorFlow's own error would sometimes come first
                 place = tf.gather(seen, label)
                 seen = tf.tensor_scatter_nd_add(seen, [[label]], tf.constant([1], tf.int64))
             return seen, (label, place, element)
@@ -187,7 +187,8 @@ class _Balancing:
             drawn = elements.flat_map(repeated)
             if self._shuffle_buffer is None:
                 return drawn
-            # The order depends on the epoch, not on how many passes this process made, nor on TensorFlow's global seed.
+            # The order depends on the epoch, not on the number of passes in this process or on TensorFlow's global
+            # seed.
             tf.compat.v1.get_default_graph().seed = 1
             seed.set_shape(())
             return drawn.shuffle(self._shuffle_buffer, seed=seed, reshuffle_each_iteration=False)

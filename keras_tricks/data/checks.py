@@ -1,7 +1,7 @@
 """Checks for `drop_corrupt`: what an element of a dataset has to satisfy.
 
 `part` names the part of an element that is checked: an index, a dict's key, a named tuple's field, or a function from
-an element to it, which gets a tuple's parts as several arguments, as in `Dataset.map`.
+an element to it, which gets a tuple's parts as separate arguments, as in `Dataset.map`.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from keras_tricks._arguments import check_count, check_number
 from keras_tricks._labels.elements import called_with, flat_values, label_of, picked, require_tensorflow, tf
 
-# The errors of a corrupt element, not those of a machine in trouble or of an iterator that is given up.
+# The errors that a corrupt element causes, not those of a machine in trouble or of an abandoned iterator.
 _FAILURES = tf and (
     tf.errors.InvalidArgumentError,
     tf.errors.NotFoundError,
@@ -27,7 +27,7 @@ class Check:
     """One condition on an element.
 
     Attributes:
-        reason: Why an element is dropped that does not satisfy it, in words.
+        reason: In words, why an element that does not satisfy it is dropped.
         test: A function from an element to a boolean scalar tensor. Raises where no element can ever satisfy it.
     """
 
@@ -47,7 +47,7 @@ def finite(part=None):
                 "`finite` checks floating-point parts, but there are none among "
                 f"{[p.dtype.name for p in parts]}. Leave it out, or place it after the conversion to floats."
             )
-        # x - x is 0 for every finite x, also of a complex dtype, which `is_finite` refuses.
+        # x - x is 0 for every finite x, even of a complex dtype, which `is_finite` refuses.
         return tf.reduce_all([tf.reduce_all(tf.equal(p - p, 0)) for p in inexact])
 
     return Check(_named(part, "not finite"), test)
@@ -92,7 +92,7 @@ def shape(expected, part):
 
 
 def dtype(expected, part):
-    """`part` has the dtype `expected`; all elements of a dataset have one, so this fails at once or never."""
+    """`part` has the dtype `expected`; all elements of a dataset share one, so this fails at once or never."""
     require_tensorflow("dtype")
     expected = tf.as_dtype(expected)
 
@@ -109,7 +109,7 @@ def dtype(expected, part):
 
 
 def min_length(length, part):
-    """A string of at least `length` characters without the white space around it, or as many entries of a sequence."""
+    """A string of at least `length` characters without surrounding white space, or a sequence of as many entries."""
     require_tensorflow("min_length")
     length = check_count("length", length)
 
@@ -129,7 +129,8 @@ def min_length(length, part):
 def image(part, expected_shape=(None, None, None)):
     """`part` is the bytes of a JPEG, PNG, GIF or BMP image that decodes, whole, to `expected_shape`.
 
-    That is (height, width, channels), in which `None` stands for any size. The image is really decoded, and forgotten.
+    That is (height, width, channels), in which `None` stands for any size. The image is actually decoded, and then
+    discarded.
     """
     require_tensorflow("image")
     expected_shape = tuple(expected_shape)
@@ -170,17 +171,17 @@ def computable(function):
 def _succeeds(function, element):
     """Whether `function` of the element, which gives a result and a boolean, is true and raises no error.
 
-    Called from Python, since a graph cannot catch an error; a dataset within the graph could, and takes 13 ms per call.
+    Called from Python, since a graph cannot catch an error; a dataset within the graph could, but takes 13 ms per call.
     """
     flat = tf.nest.flatten(element, expand_composites=True)
-    # All of the result is an output: what nobody needs would not be computed, and so never fail.
+    # The whole result is an output: parts that nothing uses would not be computed, and so would never fail.
     traced = tf.function(
         lambda *parts: function(tf.nest.pack_sequence_as(element, parts, expand_composites=True)),
         input_signature=[tf.TensorSpec(t.shape, t.dtype) for t in flat],
         autograph=False,
     )
     with tf.init_scope():
-        traced = traced.get_concrete_function()  # what is wrong for every element is told now
+        traced = traced.get_concrete_function()  # what fails for every element is reported now
 
     def attempt(*parts):
         try:
@@ -198,7 +199,7 @@ def _has_shape(x, expected, argument):
     if not x.shape.is_compatible_with(expected):
         raise ValueError(f"No element can have shape {expected}: all have {x.shape}. Is `{argument}` right?")
     if x.shape.rank is None:
-        # The comparison of sizes needs the rank to be right, so it has to wait for it.
+        # Sizes can be compared only if the rank is right, so they have to wait for its check.
         same_rank = tf.equal(tf.size(found), len(expected))
         return tf.cond(same_rank, lambda: _has_sizes(found, expected), lambda: False)
     return _has_sizes(found, expected)

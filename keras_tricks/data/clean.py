@@ -2,7 +2,7 @@
 
     element -> kept if every check holds, else dropped and counted under the first check that fails
 
-An element with one NaN makes the weights NaN; a label outside of the classes gives a NaN loss or an arbitrary one; one
+An element with one NaN makes the weights NaN; a label outside the classes gives a NaN loss or an arbitrary one; one
 broken image ends an epoch after hours. `tf.data`'s own `ignore_errors` drops such elements and tells nobody.
 """
 
@@ -17,38 +17,39 @@ from keras_tricks.data import checks as ready_checks
 
 _KEPT = -1  # what stands for "no check fails"
 _TOLD = 10  # positions that a sentence names
-_REMEMBERED = 1000  # positions that `positions` holds, of each reason
+_REMEMBERED = 1000  # positions that `positions` holds for each reason
 _logger = logging.getLogger("keras_tricks")
 
 
 def drop_corrupt(checks=None, on_error="drop", count_first=False):
-    """Drops the corrupt elements of a dataset, counts them by reason, and says so; for `dataset.apply(...)`.
+    """Drops corrupt elements of a dataset, counts them by reason, and reports them; for `dataset.apply(...)`.
 
     The first dropped element of each reason is logged at once (logger `keras_tricks`, level warning), the totals at
     the end of each pass. Keep what this function returns to read them: `counts`, `seen`, `kept`, `positions`.
 
     Place it where elements are examples (before `batch`: a batch is dropped as a whole), and before `echo` and
     `cache`. The cardinality becomes unknown, so `fit` shows no total in its first epoch and warns at its end that it
-    "ran out of data"; with `count_first`, it is known. With `on_error="raise"` it stays.
+    "ran out of data"; with `count_first`, it is known. With `on_error="raise"` it does not change.
 
     Args:
         checks: What to check, in this order: a list of checks of `keras_tricks.data.checks` (`finite`, `valid_label`,
             `within`, `shape`, `dtype`, `min_length`, `image`, `computable`) and of functions from an element to a
-            boolean scalar tensor, which get a tuple's parts as several arguments, as in `Dataset.map`; or a dict of
-            those by the reason to count under. `None` (default) checks that all floating-point parts are finite.
+            boolean scalar tensor, which get a tuple's parts as separate arguments, as in `Dataset.map`; or a dict of
+            those, with the reasons to count under as its keys. `None` (default) checks that all floating-point parts
+            are finite.
         on_error: `"drop"` (default), or `"raise"` to stop at the first corrupt element, with its position.
         count_first: Whether to read the whole dataset once when it is applied, so that the cardinality is known. A
             later pass that keeps another number stops with an error. Defaults to `False`.
 
     Returns:
-        A function from `tf.data.Dataset` to `tf.data.Dataset`. It tells of the newest finished pass, or of the running
-        one before any has finished: `counts`, a dict from each reason to the number dropped; `seen`, `kept`, `dropped`;
-        `positions`, a dict from each reason to the first thousand positions in the dataset, counted from 0; and
-        `str(...)`, all in words.
+        A function from `tf.data.Dataset` to `tf.data.Dataset`. Its attributes describe the latest finished pass, or the
+        running one before any has finished: `counts`, a dict from each reason to the number dropped; `seen`, `kept`,
+        `dropped`; `positions`, a dict from each reason to the first thousand positions in the dataset, counted from 0;
+        and `str(...)`, all in words.
 
     Raises:
-        TypeError: If a check is not one, or cannot be made of such elements.
-        ValueError: If `on_error` or a check's arguments are wrong, or two checks have one reason.
+        TypeError: If a check is not one, or cannot be applied to such elements.
+        ValueError: If `on_error` or a check's arguments are wrong, or two checks share a reason.
         RuntimeError: On a backend other than TensorFlow.
         tf.errors.InvalidArgumentError: While the dataset is read: with `on_error="raise"` for the first corrupt
             element, and at the end of a pass in which every element was dropped.

@@ -20,18 +20,17 @@ _MOST = 10**6  # with more, positions times the factor's numerator would leave i
 def echo(factor, shuffle_buffer=None, seed=None):
     """Repeats every element of a dataset, for `dataset.apply(echo(2))`.
 
-    Where it stands decides what is repeated: after reading and before random augmentation, each repeat is augmented
-    anew (the most useful form); after augmentation, equal examples repeat; after `batch`, whole batches do. Put
-    `prefetch` behind it, of at least `factor` elements, and never echo validation data. Epochs become `factor` times
-    longer.
+    Its place decides what is repeated. Between reading and random augmentation, each repeat is augmented differently
+    (the most useful form); after augmentation, equal examples repeat; after `batch`, whole batches do. Put a `prefetch`
+    of at least `factor` elements after it, and never echo validation data. Epochs become `factor` times longer.
 
     Works on elements of any structure, keeps static shapes, is deterministic, and keeps the cardinality known:
     `floor(n * factor)` for `n` elements.
 
     Args:
         factor: How often to use each element, from 1 to a million. Fractions repeat in a fixed pattern: 1.5 gives 1,
-            2, 1, 2, and so on. Taken as the decimal it is written as, so 100 elements at 1.15 are 115. A factor of 1
-            leaves the dataset as it is.
+            2, 1, 2, and so on. It is taken as the decimal it is written as, so 100 elements at 1.15 become 115. A
+            factor of 1 leaves the dataset as it is.
         shuffle_buffer: If given, shuffle the repeats with a buffer of this many elements, so that equal ones do not
             follow each other. A buffer of `factor * batch_size` or more spreads them over batches. It holds that many
             elements in memory. Defaults to `None`.
@@ -77,7 +76,7 @@ def echo(factor, shuffle_buffer=None, seed=None):
 
 
 def _repeat_elements(dataset, factor):
-    is_tuple = type(dataset.element_spec) is tuple  # flat_map and map hand exactly those over as several arguments
+    is_tuple = type(dataset.element_spec) is tuple  # flat_map and map pass exactly those as separate arguments
 
     if factor.denominator == 1 and _are_small(dataset.element_spec, factor.numerator):
 
@@ -104,7 +103,7 @@ def _repeat_elements(dataset, factor):
 
 
 def _are_small(element_spec, copies):
-    """Whether elements are dense numbers of a known size, and few of them, alone and all copies together."""
+    """Whether elements are dense numbers of a known size that is small, for one element and for all of its copies."""
     specs = tf.nest.flatten(element_spec)
     if not all(type(s) is tf.TensorSpec and s.shape.is_fully_defined() and s.dtype.size for s in specs):
         return False

@@ -30,11 +30,11 @@ class EchoFactor:
 
     Attributes:
         upstream_seconds: Seconds that reading takes for the data of one step.
-        step_seconds: Seconds of one step, with all that lies between the echo and the step.
+        step_seconds: Seconds of one step, including all that lies between the echo and the step.
         ratio: `upstream_seconds / step_seconds`, R.
         factor: The largest factor for `echo` that costs no time: R, rounded down to two decimals, at least 1.
-        speedup: How many times faster steps come with that factor: an upper bound on what training gains, since
-            repeats are worth less than fresh examples.
+        speedup: How many times as fast steps are with that factor: an upper bound on what training gains, since repeats
+            are worth less than fresh examples.
         elements: Elements of the dataset that one step uses.
     """
 
@@ -77,16 +77,16 @@ def measure_echo_factor(dataset, step, downstream=None, seconds=5.0, sample=256,
 
     Times reading alone, then training alone, on elements that are held in memory. A Keras model is trained by `fit`
     under whatever strategy, precision and compilation it has; its weights, optimizer, metrics and seeds are put back
-    exactly, also after an error or Ctrl-C. On a CPU, reading and training share the cores, so that less is gained
-    than measured.
+    exactly, even after an error or Ctrl-C. On a CPU, reading and training share the cores, so the real gain is less
+    than the measured one.
 
     Args:
-        dataset: The `tf.data.Dataset` as it is where the echo would be placed.
-        step: A compiled Keras model, or a function that is called with each batch; with a tuple's parts as several
+        dataset: The `tf.data.Dataset` as it is at the place of the echo.
+        step: A compiled Keras model, or a function to call with each batch, or with a tuple's parts as separate
             arguments.
         downstream: The transformations between the echo and the step, such as augmentation and `batch`: a function from
             a dataset to a dataset. Defaults to `None`: the elements of `dataset` are batches.
-        seconds: How long to measure each of the two, about. Defaults to 5.
+        seconds: About how long to measure each of the two. Defaults to 5.
         sample: How many elements of `dataset` to hold in memory for the second part; at least those of one step.
             Defaults to 256.
         verbose: Whether to show progress and print the result. Defaults to `True`.
@@ -96,7 +96,8 @@ def measure_echo_factor(dataset, step, downstream=None, seconds=5.0, sample=256,
         string, it says in words what to do.
 
     Raises:
-        TypeError: If `dataset` is not a dataset, `step` neither a model nor a function, or an argument not of its kind.
+        TypeError: If `dataset` is not a dataset, `step` neither a model nor a function, or an argument is of the wrong
+            kind.
         ValueError: If the model is not compiled, an argument is out of range, or the dataset has no elements or
             `downstream` makes no batch of them.
         RuntimeError: On a backend other than TensorFlow.
@@ -155,7 +156,7 @@ def _zero():
 
 @contextlib.contextmanager
 def _progress(verbose):
-    """Gives a function that starts a bar and returns what moves it."""
+    """Returns a function that starts a progress bar and returns what moves it."""
     if not verbose:
         yield lambda text, total: lambda done: None
         return
@@ -175,7 +176,7 @@ def _indices(dataset):
 
 
 def _counted(dataset, drawn):
-    """The same dataset, which writes how many elements were drawn."""
+    """The same dataset, which also writes down how many elements were drawn."""
 
     @tf.autograph.experimental.do_not_convert
     def count(position, element):
@@ -205,7 +206,7 @@ def _walk(dataset, at_once, seconds, show):
 
 
 def _call(step, batches, seconds, drawn, show):
-    """Seconds and elements of a step that is a function."""
+    """Seconds and elements per step, where the step is a function."""
     walk = iter(batches)
 
     def one_step():
@@ -231,7 +232,7 @@ def _wait_for(result):
 
 
 def _fit(model, batches, seconds, drawn, show):
-    """Seconds and elements of a step of a Keras model, which is left as it was."""
+    """Seconds and elements per step of a Keras model, which is left as it was."""
     with model.distribute_strategy.scope():
         if not model.built:
             x, _, _ = keras.utils.unpack_x_y_sample_weight(next(iter(batches)))

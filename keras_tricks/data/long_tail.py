@@ -3,7 +3,8 @@
     n_j = int(n_max · mu^(j / (C - 1))), mu = 1 / imbalance       "exp"
     n_j = n_max for the first half of the classes, int(n_max · mu) for the rest       "step"
 
-Cao et al., 2019, arXiv:1906.07413, whose code gives these very counts (5000, 2997, ..., 50 for CIFAR-10 and 100).
+Cao et al., 2019, arXiv:1906.07413, whose code gives exactly these counts (5000, 2997, ..., 50 for CIFAR-10 and an
+imbalance of 100).
 """
 
 import numpy as np
@@ -14,12 +15,11 @@ from keras_tricks._labels.labels import label_batches, one_label
 
 
 def make_long_tailed(num_classes, imbalance=100, profile="exp", label=None, seed=0):
-    """Keeps fewer and fewer examples of each further class; for `dataset.apply(...)` on a training set.
+    """Keeps fewer and fewer examples from class to class; for `dataset.apply(...)` on a training set.
 
     Reads the labels once when it is applied, and then keeps the same examples, drawn without replacement, in every
-    pass. So it needs a dataset that gives its elements in one order: place it before any shuffle. If the order
-    changes, the pass stops with an error, since it would train on other examples in each epoch. The test set stays as
-    it is.
+    pass. So it needs a dataset with a fixed order: place it before any shuffle. If the order changes, the pass stops
+    with an error, since each epoch would train on other examples. Leave the test set as it is.
 
     Args:
         num_classes: Number of classes, at least 2. Class 0 becomes the most frequent one.
@@ -31,10 +31,10 @@ def make_long_tailed(num_classes, imbalance=100, profile="exp", label=None, seed
 
     Returns:
         A function from `tf.data.Dataset` to `tf.data.Dataset`. The most frequent class keeps as many examples as the
-        profile allows with what the others have; in a balanced set, all of them.
+        profile allows, given the sizes of the others; in a balanced set, all of them.
 
     Raises:
-        TypeError: If an argument is not of its kind, or the labels are not integers.
+        TypeError: If an argument is of the wrong kind, or the labels are not integers.
         ValueError: If an argument is out of range, the dataset is batched or has no end, a label is not in
             `0..num_classes - 1`, or a class would be left without examples.
         RuntimeError: On a backend other than TensorFlow.
@@ -106,7 +106,7 @@ def _sizes(counts, imbalance, profile):
         shares = [mu ** (j / (num_classes - 1.0)) for j in range(num_classes)]
     else:
         shares = [1.0 if j < num_classes // 2 else mu for j in range(num_classes)]
-    # The largest size that every class can follow. int(), not rounding: the published counts are made so.
+    # The largest size for which every class has enough. int(), not rounding, as in the published counts.
     largest = int(counts[0])
     while any(int(largest * share) > count for share, count in zip(shares, counts, strict=True)):
         largest -= 1

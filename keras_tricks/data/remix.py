@@ -15,16 +15,16 @@ from keras_tricks._labels.elements import require_dataset, require_tensorflow, t
 
 
 def remix(class_counts, alpha=1.0, kappa=3.0, tau=0.5, seed=None):
-    """Mixes each example of a batch with another one, in favour of rare classes; for `dataset.apply(...)`.
+    """Mixes each example of a batch with another, in favour of rare classes; for `dataset.apply(...)`.
 
-    A mixture of a frequent and a rare class is labelled as the rare one alone, as long as the rare one has a share
-    above `1 - tau` in the image. Place it after `batch` and augmentation, on training data only. The cardinality and
-    all shapes stay; the labels become one-hot, so use `keras.losses.CategoricalCrossentropy`.
+    A mixture of a frequent and a rare class is labelled as the rare one alone if the rare one has a share above `1 -
+    tau` in the image. Place it after `batch` and augmentation, on training data only. The cardinality and all shapes
+    stay; the labels become one-hot, so use `keras.losses.CategoricalCrossentropy`.
 
     Args:
         class_counts: Number of training examples of each class, an array of shape `(num_classes,)`.
         alpha: Both parameters of the Beta distribution that the mixing weights are drawn from, above 0. Defaults to 1,
-            the uniform one.
+            which makes it uniform.
         kappa: How many times more frequent one class has to be than the other for the label to favour the rare one; at
             least 1. Defaults to 3. Infinity is plain mixup.
         tau: The share of the frequent class up to which the label is the rare class alone, in 0..1. Defaults to 0.5.
