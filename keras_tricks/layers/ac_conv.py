@@ -2,10 +2,10 @@
 
     y = activation(BN(conv(x, K)) + BN(conv(x, K₁ₖ)) + BN(conv(x, Kₖ₁)))          K of size kxk, 1xk and kx1
 
-The short kernels look along the row and the column through the middle of the long one. Convolution and normalisation
-at inference are linear, so the three add up to one kernel and one bias. That holds only if all branches see the same
-middle. Padding "same" of TensorFlow puts a 1-tap axis elsewhere at stride 2 on even sizes; here the inputs of the short
-kernels are cropped, so that their 1-tap axis takes the middles of the long kernel's windows.
+The short kernels cover the middle row and the middle column of the kxk one. Convolution and normalisation at inference
+are linear, so the three add up to one kernel and one bias. That holds only if all branches share the same centres. At
+stride 2 on even sizes, TensorFlow's padding "same" puts a 1-tap axis elsewhere. So the inputs of the short kernels are
+cropped, until their 1-tap axis takes the middles of the kxk kernel's windows.
 
 Ding et al., 2019, arXiv:1908.03930. Equals `ACBlock` of DingXiaoH/ACNet, acnet/acb.py, with Keras' padding and Keras'
 defaults of batch normalisation (momentum 0.99, epsilon 1e-3; there 0.9 and 1e-5).
@@ -28,15 +28,16 @@ _GAMMAS = {"ones": (1.0, 1.0), "thirds": (1 / 3, 1 / 3), "single": (1.0, 0.0)}
 @keras.saving.register_keras_serializable(package="keras_tricks")
 @with_arguments_of(keras.layers.Conv2D)
 class ACConv2D(keras.layers.Conv2D):
-    """2D convolution with a 1xk and a kx1 convolution beside it, each normalised, folded into one for deployment.
+    """2D convolution plus a 1xk and a kx1 convolution, each normalised, folded into one for deployment.
 
     In training `y = activation(BN(conv(x, K)) + BN(conv(x, row)) + BN(conv(x, column)))`, where `row` of size (1, k)
     and `column` of size (k, 1) lie through the middle of `K`. It strengthens the middle row and column of the kernel.
     `fused` gives the plain `Conv2D` that computes the same at inference, so the block costs nothing once deployed. The
     fold is exact for every size, stride, dilation, padding and number of groups.
 
-    Weights: `kernel` of shape `(k, k, channels / groups, filters)`, `row_kernel` with 1 as its first and
-    `column_kernel` with 1 as its second length, and those of three normalisations. There is no bias: the betas are.
+    Weights: `kernel` of shape `(k, k, channels / groups, filters)`, `row_kernel`, whose first axis has length 1,
+    `column_kernel`, whose second axis has, and those of three normalisations. There is no bias: the betas take its
+    place.
 
     Args:
         filters: Number of output channels.
@@ -52,16 +53,16 @@ class ACConv2D(keras.layers.Conv2D):
         epsilon: Added to each variance. Defaults to 1e-3.
         synchronized: Whether replicas share the statistics of a batch; TensorFlow only. Defaults to `False`.
         **kwargs: The other arguments of `Conv2D`. `use_bias=False` makes normalisations without beta. Initializer,
-            regularizer and constraint of the kernel are applied to each of the three kernels, initializers with
-            seeds of their own; those of the bias to the betas, but only the kxk branch's beta starts at
-            `bias_initializer`, so that their sum does.
+            regularizer and constraint of the kernel are applied to each of the three kernels, the initializer with a
+            different seed each time. Those of the bias are applied to the betas, but only the kxk branch's beta starts
+            at `bias_initializer`, so that their sum does.
 
     Input shape, output shape: those of `Conv2D`.
 
     Raises:
         TypeError: If `momentum` or `epsilon` is not a number, or `synchronized` not True or False.
         ValueError: For a kernel side that is even, which has no middle, or 1, where branches would be the same; for
-            unknown names in `normalization` and `gamma`; for `momentum` outside of [0, 1] or a negative `epsilon`; for
+            unknown names in `normalization` and `gamma`; for `momentum` outside [0, 1] or a negative `epsilon`; for
             LoRA; for groups that do not divide `filters` or, at build, the input channels; for inputs that are not of
             rank 4.
 
@@ -162,7 +163,7 @@ class ACConv2D(keras.layers.Conv2D):
         return self.activation(square + row + column)
 
     def _from_first_middle(self, inputs, axis):
-        """The inputs cropped so that a 1-tap axis takes what the long kernel's windows have in their middle."""
+        """The inputs, cropped so that a 1-tap axis takes the middles of the kxk kernel's windows."""
         spatial = axis - (2 if self.data_format == "channels_first" else 1)
         size, stride = ops.shape(inputs)[axis], self.strides[spatial]
         before = self.dilation_rate[spatial] * (self.kernel_size[spatial] // 2)
@@ -237,7 +238,7 @@ class ACConv2D(keras.layers.Conv2D):
     def enable_lora(self, *args, **kwargs):
         raise ValueError(_NO_LORA)
 
-    # The convolution of Keras saves kernel and bias, a layer all of its weights.
+    # Keras' convolutions save only kernel and bias; a plain layer saves all of its weights.
     save_own_variables = keras.layers.Layer.save_own_variables
     load_own_variables = keras.layers.Layer.load_own_variables
 
@@ -274,7 +275,7 @@ def _check_kernel_size(sizes):
 
 
 def _for_branch(initializer, branch):
-    """A new initializer: one and the same gives equal numbers to kernels of equal size."""
+    """A new initializer, since the same one would give equal numbers to kernels of equal size."""
     if not isinstance(initializer, keras.initializers.Initializer):
         return initializer
     config = initializer.get_config()

@@ -6,7 +6,7 @@
 
 Luo et al., 2020, arXiv:2003.05569. There is no official code; the text leaves open what the variance is centred on.
 Here each channel is centred on its own mean, so outputs before gamma and beta have mean square 1. Moments are taken in
-two passes, also across replicas: E[x²] - E[x]² in float32 loses the variance next to a large mean.
+two passes, across replicas too: E[x²] - E[x]² in float32 loses the variance next to a large mean.
 """
 
 import math
@@ -42,7 +42,7 @@ class ExtendedBatchNormalization(keras.layers.BatchNormalization):
     Input shape, output shape: any rank, with the same output shape. The size of the channel axis must be known.
 
     Raises:
-        ValueError: For `renorm=True`; for `momentum` outside of [0, 1] or a negative `epsilon`; for `synchronized=True`
+        ValueError: For `renorm=True`; for `momentum` outside [0, 1] or a negative `epsilon`; for `synchronized=True`
             on another backend; at build if there is no channel axis; if the mask's rank is not one less than the
             inputs'.
 
@@ -72,7 +72,7 @@ class ExtendedBatchNormalization(keras.layers.BatchNormalization):
     def from_batch_normalization(cls, layer):
         """A layer that computes what a built `keras.layers.BatchNormalization` computes at inference.
 
-        `moving_variance` becomes the mean of the channels' variances, and `gamma` takes up the difference:
+        `moving_variance` becomes the mean of the channels' variances, and `gamma` absorbs the difference:
         `gamma · sqrt(mean variance + epsilon) / sqrt(variance + epsilon)`. A layer with `scale=False` gets a `gamma`.
 
         Args:

@@ -114,8 +114,8 @@ class NormalizedDense(keras.layers.Layer):
 
 
 def _unit(x, axis, dtype, length=1.0):
-    """`x` with norm `length` along `axis`, computed in float32 or wider, in `dtype`."""
+    """`x` with norm `length` along `axis`, computed in float32 or wider, returned in `dtype`."""
     x = ops.cast(x, "float64" if keras.backend.standardize_dtype(x.dtype) == "float64" else "float32")
-    # Of the square: the gradient of a square root at 0 is infinite.
+    # The bound is on the square: the gradient of a square root at 0 is infinite.
     squares = ops.maximum(ops.sum(ops.square(x), axis, keepdims=True), SMALLEST_NORM**2)
     return ops.cast(x * (length * ops.rsqrt(squares)), dtype)

@@ -35,7 +35,7 @@ class Recompute(keras.layers.Wrapper):
     effects in Python run twice.
 
     Args:
-        layer: A `keras.Layer`, also a `keras.Model` or another `Recompute`, built or not.
+        layer: A `keras.Layer`, which may be a `keras.Model` or another `Recompute`, built or not.
         **kwargs: `name`, `trainable` and `activity_regularizer`, as in `keras.Layer`. The dtype is that of `layer`.
 
     Call arguments: those of `layer`, and `training`.
@@ -118,7 +118,7 @@ class Recompute(keras.layers.Wrapper):
         floats = iter(floats)
         outputs = [next(floats) if f else y for f, y in zip(form["is_float"], others["outputs"], strict=True)]
         if outer is not None:
-            # Keras tells losses by `id`: as long as the scope that gets the outer ones is open, no other loss may get
+            # Keras identifies losses by `id`: while the scope that gets the outer ones is open, no other loss may get
             # the `id` of an inner one that is gone.
             outer.losses_of_recompute = [*getattr(outer, "losses_of_recompute", ()), form["inner_losses"]]
         for loss in floats:
@@ -191,7 +191,7 @@ def _remat(function):
         return keras.remat(function)
 
     def run(*tensors):
-        # TensorFlow would ask for the gradient of every output, integers too: those without one go around it.
+        # TensorFlow would ask for the gradient of every output, even of integers: outputs without one go around it.
         aside = []
 
         def with_gradient(*tensors):
@@ -223,7 +223,7 @@ def _is_sparse(x):
 
 
 def _after(token, x):
-    """`x`, which the second run may not use before the gradient has come so far: `token` is 0, but known late only."""
+    """`x`, which the second run cannot use before the gradient has come this far: `token` is 0, but known only then."""
     if not ops.is_tensor(x) or _is_sparse(x) or keras.backend.standardize_dtype(x.dtype) == "string":
         return x
     if keras.backend.standardize_dtype(x.dtype) == "bool":

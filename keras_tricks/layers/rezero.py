@@ -36,8 +36,8 @@ class ReZero(keras.layers.Wrapper):
     Input shape, output shape: the same, those of the layer.
 
     Raises:
-        ValueError: If `layer` is not a Keras layer; at build, or when called, if its output has another shape than its
-            input.
+        ValueError: If `layer` is not a Keras layer; at build, or when called, if its output does not have the shape of
+            its input.
 
     Example:
     >>> import numpy as np, keras, keras_tricks as kt
@@ -96,8 +96,8 @@ class ReZero(keras.layers.Wrapper):
 class ReZeroAdd(keras.layers.Layer):
     """The sum of a skip connection and a branch, the branch times a learned scalar that starts at 0.
 
-    `y = skip + alpha · branch`: `ReZero` for a branch that is a piece of a functional model and not one layer. Stands
-    where `keras.layers.Add` stood.
+    `y = skip + alpha · branch`: `ReZero` for a branch that is a piece of a functional model and not one layer. It takes
+    the place of `keras.layers.Add`.
 
     Weights: `alpha`, a scalar in float32.
 

@@ -4,7 +4,7 @@
 
 Together with weight-standardised convolutions (`WSConv2D`) signals keep their size through a network without
 normalisation layers. Brock et al., 2021, arXiv:2101.08692. The constants in the authors' code, nfnets/base.py, are
-sampled and up to 0.09 % off; here gamma is integrated, right to seven digits.
+sampled and up to 0.09 % off; here gamma is integrated, exact to seven digits.
 """
 
 import keras
@@ -75,7 +75,7 @@ class ScaledActivation(keras.layers.Activation):
 
 
 def _gamma(activation):
-    # Trapezoids from -10 to 10. Kinks at whole numbers, as those of relu6, lie on the grid and cost no digits.
+    # Trapezoids from -10 to 10. Kinks at whole numbers, such as those of relu6, lie on the grid and cost no digits.
     z = np.arange(-10 * 2048, 10 * 2048) / 2048
     density = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi) / 2048
     dtype = "float64" if keras.backend.backend() == "tensorflow" else "float32"

@@ -42,7 +42,7 @@ class _StandardizesKernel:
             )
         self.gain = None
         if self.use_gain:
-            # Of rank 1, also for depthwise kernels: what optimizers leave out of weight decay.
+            # Of rank 1, even for depthwise kernels, so that optimizers leave it out of weight decay.
             units = math.prod(shape[-self.unit_axes :])
             self.gain = self.add_weight(
                 name="gain", shape=(units,), initializer="ones", dtype=self.dtype, autocast=False
