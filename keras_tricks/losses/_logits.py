@@ -3,7 +3,7 @@
     in a graph that ends in it      the activation's own input, as Keras' losses take it
     anywhere else                   log p, which softmax turns into p again, where each row is at least 0 and sums to 1
 
-What a sigmoid has made cannot be told from logits by looking at it, so outside of a graph there is only a warning.
+What a sigmoid has made cannot be told from logits by looking at it, so outside a graph there is only a warning.
 """
 
 import math
@@ -13,12 +13,12 @@ import keras
 from keras import ops
 
 SAME_VALUES = ("Cast", "Identity")
-NO_PROBABILITIES = ("BiasAdd", "MatMul", "Conv2D")  # ends of a network whose values need no look
-ENOUGH = 16  # numbers between 0 and 1 that logits hardly are by chance
+NO_PROBABILITIES = ("BiasAdd", "MatMul", "Conv2D")  # ends of a network whose values need not be checked
+ENOUGH = 16  # this many logits are hardly all between 0 and 1 by chance
 
 
 def logits_of(outputs, weights, name, kind):
-    """The outputs, or the logits behind them if they are probabilities, about which a warning is given.
+    """The outputs, or, if they are probabilities, the logits behind them, with a warning.
 
     Args:
         outputs: Tensor of shape `(..., classes)`.

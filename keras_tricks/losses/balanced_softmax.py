@@ -16,9 +16,9 @@ from keras_tricks.losses._class_loss import ClassCountsLoss
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
 class BalancedSoftmax(ClassCountsLoss):
-    """Softmax cross-entropy of `z + log n`, with the classes' numbers of training examples n.
+    """Softmax cross-entropy of `z + log n`, where n is each class's number of training examples.
 
-    Predict with the plain logits, `argmax z`; do not adjust them again. No setting to tune.
+    Predict with the plain logits, `argmax z`; do not adjust them again. There is nothing to tune.
 
     Args:
         class_counts: Number of training examples of each class, of shape `(classes,)`, or the training dataset, which
@@ -32,7 +32,7 @@ class BalancedSoftmax(ClassCountsLoss):
 
     Raises:
         ValueError: If an argument is out of range, in the call if the shapes do not fit, and in eager mode for labels
-            outside of the classes; in a compiled step their loss is NaN.
+            outside the classes; in a compiled step their loss is NaN.
 
     Example:
     >>> import numpy as np, keras_tricks as kt

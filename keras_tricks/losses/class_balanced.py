@@ -34,7 +34,8 @@ class ClassBalanced(ClassCountsLoss):
             tries 0.9, 0.99, 0.999 and 0.9999.
         base: `"softmax"` (default); `"focal"`, the softmax cross-entropy times `(1 - p_y)^gamma`; `"sigmoid"`, the sum
             of the classes' binary cross-entropies; `"sigmoid_focal"`, each of these times `(1 - p)^gamma`. With the
-            sigmoids start the last layer's bias at `-log(classes - 1)`, without decay, or training starts unstable.
+            sigmoids, start the last layer's bias at `-log(classes - 1)` and exclude it from decay, or training starts
+            unstable.
         gamma: Exponent of the focal bases, at least 0. Defaults to 2.
         from_logits: Must be `True`.
         reduction: As in `keras.losses.Loss`: `"sum_over_batch_size"` (default) divides by the number of examples.
@@ -45,7 +46,7 @@ class ClassBalanced(ClassCountsLoss):
 
     Raises:
         ValueError: If an argument is out of range, in the call if the shapes do not fit, and in eager mode for labels
-            outside of the classes; in a compiled step their loss is NaN.
+            outside the classes; in a compiled step their loss is NaN.
 
     Example:
     >>> import numpy as np, keras_tricks as kt

@@ -1,4 +1,4 @@
-"""Cross-entropy that turns away from examples that are classified well already.
+"""Cross-entropy that gives less weight to examples that are classified well already.
 
     loss = alpha_y · (1 - p_y)^gamma · -log p_y        p = softmax(z)
 
@@ -34,7 +34,7 @@ class SparseFocal(ClassLoss):
 
     Raises:
         ValueError: If an argument is out of range, in the call if the shapes do not fit, and in eager mode for labels
-            outside of the classes; in a compiled step their loss is NaN.
+            outside the classes; in a compiled step their loss is NaN.
 
     Example:
     >>> import keras, numpy as np, keras_tricks as kt

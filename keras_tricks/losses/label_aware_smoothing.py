@@ -37,7 +37,7 @@ class LabelAwareSmoothing(ClassCountsLoss):
 
     Raises:
         ValueError: If an argument is out of range, in the call if the shapes do not fit, and in eager mode for labels
-            outside of the classes; in a compiled step their loss is NaN.
+            outside the classes; in a compiled step their loss is NaN.
 
     Example:
     >>> import numpy as np, keras_tricks as kt
@@ -68,7 +68,7 @@ class LabelAwareSmoothing(ClassCountsLoss):
         """The smoothing of each class, float64, of shape `(classes,)`."""
         used = self.class_counts[self.class_counts > 0]
         rank = np.maximum(self.class_counts - used.min(), 0) / max(used.max() - used.min(), 1)
-        # Classes of one size are all as frequent as the most frequent one.
+        # If all classes are of one size, each counts as the most frequent one.
         rank = rank if used.max() > used.min() else np.ones(len(rank))
         return self.smooth_tail + (self.smooth_head - self.smooth_tail) * np.sin(np.pi / 2 * rank)
 

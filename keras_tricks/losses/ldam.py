@@ -2,9 +2,9 @@
 
     loss = CE(s · (z - m_y e_y), y)        m_j = max_margin · n_j^(-1/4) / max_k n_k^(-1/4)
 
-A rare class must win by more, since few examples pin its border down badly. The logits are cosines, or a long weight
-vector would win the margin back: the last layer is a `layers.NormalizedDense`. Cao et al., 2019, arXiv:1906.07413,
-equal to kaidic/LDAM-DRW.
+A rare class must win by more, since few examples pin its border down poorly. The logits are cosines, since otherwise a
+long weight vector would win the margin back: the last layer is a `layers.NormalizedDense`. Cao et al., 2019,
+arXiv:1906.07413, equal to kaidic/LDAM-DRW.
 """
 
 import keras
@@ -27,17 +27,17 @@ class LDAM(ClassCountsLoss):
         class_counts: Number of training examples of each class, of shape `(classes,)`, or the training dataset, which
             is then read once. A class without examples has the largest margin.
         max_margin: The margin of the rarest class, at least 0, in units of a cosine. Defaults to 0.5.
-        scale: Greater than 0; multiplies the cosines, between which a softmax would be almost flat. Defaults to 30.
+        scale: Greater than 0; multiplies the cosines, whose softmax would otherwise be almost flat. Defaults to 30.
         from_logits: Must be `True`.
         reduction: As in `keras.losses.Loss`: `"sum_over_batch_size"` (default) divides by the number of examples.
         name: Defaults to `"ldam"`.
 
     Call arguments: integer labels of shape `(batch,)` or `(batch, 1)`, `(batch, time)` for sequences, or class
-    probabilities t of the shape of the logits, `(batch, ..., classes)`, which take off `t_j · m_j`.
+    probabilities t of the shape of the logits, `(batch, ..., classes)`, for which `t_j · m_j` is taken off.
 
     Raises:
         ValueError: If an argument is out of range, in the call if the shapes do not fit, and in eager mode for labels
-            outside of the classes; in a compiled step their loss is NaN.
+            outside the classes; in a compiled step their loss is NaN.
 
     Example:
     >>> import numpy as np, keras_tricks as kt

@@ -2,8 +2,8 @@
 
     loss = CE(z + τ · log π, y)        π_j = n_j / N
 
-τ = 1 is right for the balanced error rate; others are a means of tuning. Menon et al., 2021, arXiv:2007.07314. The
-same for a model that is trained already: `models.adjust_logits`.
+τ = 1 is right for the balanced error rate; other values are a means of tuning. Menon et al., 2021, arXiv:2007.07314.
+For a model that is trained already, `models.adjust_logits` does the same.
 """
 
 import keras
@@ -16,7 +16,7 @@ from keras_tricks.losses._class_loss import ClassCountsLoss
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
 class LogitAdjusted(ClassCountsLoss):
-    """Softmax cross-entropy of `z + tau · log(n / N)`, with the classes' numbers of training examples n.
+    """Softmax cross-entropy of `z + tau · log(n / N)`, where n is each class's number of training examples.
 
     Predict with the plain logits, `argmax z`; do not adjust them again.
 
@@ -33,7 +33,7 @@ class LogitAdjusted(ClassCountsLoss):
 
     Raises:
         ValueError: If an argument is out of range, in the call if the shapes do not fit, and in eager mode for labels
-            outside of the classes; in a compiled step their loss is NaN.
+            outside the classes; in a compiled step their loss is NaN.
 
     Example:
     >>> import numpy as np, keras_tricks as kt
