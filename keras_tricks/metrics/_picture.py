@@ -1,4 +1,4 @@
-"""The picture of `recall_by_class`: the classes' recalls over their number of training examples."""
+"""The picture of `recall_by_class`: each class's recall against its number of training examples."""
 
 import numpy as np
 
@@ -18,7 +18,7 @@ LOOKS = (
 
 
 def recalls_over_counts(results):
-    """A figure with a mark for each class and a line for each group, of results by the names to show."""
+    """A figure with a mark for each class and a line for each group, from a dict of results by the names to show."""
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogFormatter
@@ -61,7 +61,7 @@ def shortened(name, length):
 
 
 def _shade(axes, result, low, high):
-    """Shades the groups, and returns from where to where each goes."""
+    """Shades the groups, and returns the range of each."""
     # Between two groups the edge is in the middle of the nearest classes' counts.
     counts = np.maximum(result.class_counts, 1)
     groups = {
@@ -81,7 +81,7 @@ def _shade(axes, result, low, high):
 
 
 def _name(axes, counts, recalls, names):
-    """Names the classes beside their highest marks; classes at the same place share a text."""
+    """Names the classes next to their highest marks; classes at the same place share a label."""
     highest = np.array([np.nan_to_num(values, nan=-1.0) for values in recalls]).max(axis=0)
     places = {}
     for j in np.argsort(-highest, kind="stable"):

@@ -16,7 +16,7 @@ class MeanRecall(keras.metrics.Metric):
     """Mean of the recalls of some classes, over those of them that occur.
 
     A float32 sum stands still at 2^24: adding 1 to it changes nothing. Therefore each class has several sums, too many
-    for a batch that fits in memory to fill them, and beside each sum stands what its rounding lost. So counts are exact
+    for any batch that fits in memory to fill, and next to each sum is kept what its rounding lost. So counts are exact
     to 2^48 on every backend. Replicas add them up.
 
     Args:
@@ -46,7 +46,7 @@ class MeanRecall(keras.metrics.Metric):
         labels, weights, wrong = examine(y_true, y_pred, sample_weight, mask_of(y_pred))
         right = weights * ops.cast(ops.equal(labels, ops.reshape(_argmax(y_pred), (-1,))), weights.dtype)
         _, sums, classes = self.seen.shape
-        # The examples go round the sums of their class.
+        # The examples take the sums of their class in turn.
         places = labels + classes * (ops.arange(ops.shape(labels)[0], dtype="int32") % sums)
         for variable, values in ((self.seen, weights), (self.right, right)):
             values = ops.cast(values, variable.dtype)
@@ -75,10 +75,10 @@ def check_outputs(name, shape, num_classes):
 
 
 def examine(y_true, y_pred, sample_weight=None, mask=None):
-    """Labels and their weights, flat, and whether a label that has a weight is none of the classes.
+    """Labels and their weights, flat, and whether any label that has a weight is none of the classes.
 
     Raises:
-        ValueError: For shapes that do not fit; where values can be seen, also for labels that are none of the classes.
+        ValueError: For shapes that do not fit, and, where values can be seen, for labels that are none of the classes.
     """
     targets = Targets(label_tensor(y_true), y_pred)
     weights = weights_of(targets, sample_weight, mask)
@@ -92,7 +92,7 @@ def _argmax(x):
 
 
 def _plus(variable, added):
-    """The new value of sums and their rests: the rounding error of an addition is a float itself (Knuth's two-sum)."""
+    """The new sums and their remainders: the rounding error of an addition is itself a float (Knuth's two-sum)."""
     value = ops.convert_to_tensor(variable)
     before, rest = value[0], value[1]
     after = before + added

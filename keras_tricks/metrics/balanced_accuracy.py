@@ -15,7 +15,7 @@ from keras_tricks.metrics._recalls import MeanRecall
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
 class BalancedAccuracy(MeanRecall):
-    """Mean over the classes of the share of their examples that is predicted right.
+    """Mean over the classes of the share of a class's examples that is predicted right.
 
     `mean_j (right_j / examples_j)`, over the classes that occur in the data. A model that only knows frequent classes
     has a high accuracy on long-tailed data and a low balanced one. With weights, both sums are of weights.

@@ -1,4 +1,4 @@
-"""Recall of each class beside its number of training examples: as figures, as a table, and as a picture.
+"""Recall of each class next to its number of training examples: as figures, as a table, and as a picture.
 
     recall_j = right_j / examples_j        precision_j = right_j / (examples that are predicted as j)
 
@@ -19,7 +19,7 @@ from keras_tricks.metrics._picture import LOOKS, recalls_over_counts, shortened
 from keras_tricks.metrics._recalls import check_outputs, examine
 from keras_tricks.metrics.shot_accuracy import bounds_in_words, check_bounds, groups_of
 
-ROWS = 30  # of a table that is printed whole; of a longer one, the head and the tail
+ROWS = 30  # of a table that is printed whole; a longer one shows its head and its tail
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class RecallByClass:
         return "\n".join(lines)
 
     def plot(self, path=None):
-        """Draws recall over the number of training examples; `plot_recalls` does it for several results.
+        """Draws recall against the number of training examples; `plot_recalls` does it for several results.
 
         Args:
             path: File to write; its ending names the format. Defaults to `None`, for no file.
@@ -93,7 +93,7 @@ class RecallByClass:
 
 
 def recall_by_class(y_true, y_pred, class_counts, class_names=None, many=100, few=20, sample_weight=None):
-    """Recall and precision of each class, beside its number of training examples.
+    """Recall and precision of each class, next to its number of training examples.
 
     Takes labels and predictions, or a model and the data to test it on:
 
@@ -102,7 +102,7 @@ def recall_by_class(y_true, y_pred, class_counts, class_names=None, many=100, fe
     `recall_by_class(model, test_data, class_counts)`
 
     The second form reads inputs and labels in the same pass, so that `test_data` may be shuffled, and takes the model's
-    masks into account. It calls the model batch by batch, without compiling it anew.
+    masks into account. It calls the model batch by batch, without recompiling it.
 
     Args:
         y_true: Labels: integers of shape `(examples,)`, with more axes for sequences and images, or rows of class
@@ -115,7 +115,7 @@ def recall_by_class(y_true, y_pred, class_counts, class_names=None, many=100, fe
         class_names: A name for each class. Defaults to `None`, for their numbers.
         many: Classes with more training examples than this are in the group `"many"`. Defaults to 100.
         few: Classes with fewer training examples than this are in the group `"few"`. Defaults to 20.
-        sample_weight: Weights of the labels' shape, or of that of its first axes, beside labels. Defaults to `None`.
+        sample_weight: With labels, weights of their shape or of the shape of their first axes. Defaults to `None`.
 
     Returns:
         A `RecallByClass` with `recall`, `precision`, `support`, `accuracy`, `balanced_accuracy`, `groups` and
@@ -180,7 +180,7 @@ def recall_by_class(y_true, y_pred, class_counts, class_names=None, many=100, fe
 
 
 def plot_recalls(results, path=None):
-    """Draws the recall of each class over its number of training examples, for one or several models.
+    """Draws the recall of each class against its number of training examples, for one or several models.
 
     Each class is a mark; the line of a group is its mean recall. Where there are few classes they are named.
 
@@ -193,7 +193,7 @@ def plot_recalls(results, path=None):
         The `matplotlib.figure.Figure`.
 
     Raises:
-        TypeError, ValueError: If it is not such a dictionary, or there are more than 7.
+        TypeError, ValueError: If `results` is not such a dictionary, or has more than 7 entries.
         ImportError: Without matplotlib.
 
     Example:
@@ -268,7 +268,7 @@ def _sums(y_true, y_pred, sample_weight, mask, num_classes):
 
 
 def _are_one_hot(y_true, y_pred, num_classes):
-    """Whether predictions that are whole numbers are scores of the classes, and not classes."""
+    """Whether predictions that are whole numbers are scores of the classes rather than classes."""
     if y_pred.ndim == y_true.ndim + 1:
         return y_pred.shape[-1] == num_classes
     rows = y_true.shape == y_pred.shape and y_true.ndim > 1 and y_true.shape[-1] == num_classes

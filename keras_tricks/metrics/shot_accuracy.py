@@ -3,7 +3,7 @@
     many: n_j > 100        medium: 20 <= n_j <= 100        few: n_j < 20        n_j: training examples of class j
     shot accuracy = mean of recall_j over the classes of the group that occur
 
-The three figures in which results on long-tailed data are given since Liu et al., 2019, arXiv:1904.05160.
+The three figures in which results on long-tailed data have been given since Liu et al., 2019, arXiv:1904.05160.
 """
 
 import keras
@@ -96,5 +96,5 @@ def check_bounds(many, few):
 
 
 def bounds_in_words(many, few):
-    """How many training examples a class of each group has, to be said in a sentence."""
+    """How many training examples a class of each group has, for use in a sentence."""
     return {"many": f"more than {many}", "medium": f"{few} to {many}", "few": f"fewer than {few}"}
