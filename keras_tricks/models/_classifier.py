@@ -1,4 +1,4 @@
-"""The classifier of a trained network: where it is, what is none, and copies of the model around it."""
+"""The classifier of a trained network: where it is, what does not count as one, and copies of the model around it."""
 
 import collections
 
@@ -10,7 +10,7 @@ from keras_tricks.models._copy import ModelCopy, Other
 from keras_tricks.models._graph import described, edges_of, has_other_kernel, opens, require_graph, trace, walk
 
 INSTEAD = "Build a functional model of the same layers, keras.Model(inputs, outputs), and give that."
-ADJUSTMENT = "logit_adjustment"  # the name by which a model shows, also when it was saved, that it is adjusted
+ADJUSTMENT = "logit_adjustment"  # the name by which a model, even a loaded one, shows that it is adjusted
 
 
 # `path`: the model and those inside it that lead to the classifier, `layer`; `name`: that of the operation, for errors
@@ -61,7 +61,7 @@ def _calls_of(layer, model):
 
 
 def check_output(name, model):
-    """The layer that the output comes from, behind linear activations; an error if it is no logits."""
+    """The layer that the output comes from, before any linear activations; an error if that is not logits."""
     outputs = outputs_of(model)
     if len(outputs) != 1:
         raise ValueError(
@@ -90,7 +90,7 @@ def check_output(name, model):
 
 
 def _last(model):
-    """The operation that makes the output, behind what only casts or passes on; `None` if there is none."""
+    """The operation that makes the output, before what only casts it or passes it on; `None` if there is none."""
     _, calls, outputs = trace(model)
     producers = {edge: call for call in calls for edge in call.gives}
     call = producers.get(edges_of(outputs)[0])
@@ -132,7 +132,7 @@ _CLASSIFIERS = (*_LINEAR, NormalizedDense)
 
 
 def require_linear(name, layer):
-    """Refuses a layer that is not `x·kernel + bias` with one column a class."""
+    """Refuses a layer that is not `x·kernel + bias` with one column per class."""
     if type(layer) not in _LINEAR or getattr(layer, "data_format", None) == "channels_first":
         raise ValueError(
             f"`{name}` works on the kernel and bias of a Dense layer, or of a convolution with the classes on its last "
@@ -160,7 +160,7 @@ def set_weights(layer, kernel, bias):
 
 
 def copy_around(found, make, carry):
-    """A copy of the model in which `make` makes the classifier; and the copies of the models that lead to it, and it.
+    """A copy of the model with the classifier from `make`; and the copied models that lead to it, followed by it.
 
     All other layers have the weights, seeds and flags of the originals; what the classifier gets is up to `carry`.
     """

@@ -11,8 +11,8 @@ def compare(model, fused, probe, limit):
 
     How much rounding explains depends on the model, so it is measured: the change of the model's outputs when each
     weight moves by up to a unit in the last place of the precision it computes in. Folding rounds each weight once and
-    the activations differently, which made 0.08 to 0.75 of that change in models of 1 to 53 convolutions, in float32,
-    float16 and bfloat16. Five times the change is the usual `limit`.
+    the activations differently, which came to 0.08 to 0.75 times that change in models of 1 to 53 convolutions, in
+    float32, float16 and bfloat16. Five times the change is the usual `limit`.
     """
     given = "random inputs" if probe is None else "your `probe`"
     try:

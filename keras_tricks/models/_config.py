@@ -1,4 +1,4 @@
-"""Configs of layers for another precision, and without what is not Keras' own."""
+"""Configs of layers, changed to another precision or freed of what is not Keras' own."""
 
 import keras
 
@@ -24,7 +24,7 @@ def is_float_policy(policy):
 
 
 def in_policy(config, policy):
-    """`config` with another dtype policy, also for what is inside."""
+    """`config` with another dtype policy, for everything inside too."""
     if isinstance(config, list):
         return [in_policy(value, policy) for value in config]
     if not isinstance(config, dict):
@@ -54,7 +54,7 @@ def without_foreign_training(config):
 
 
 def foreign(config):
-    """Names of what a serialized object is made of and is not Keras' own."""
+    """Names of those parts of a serialized object that are not Keras' own."""
     if isinstance(config, list | tuple):
         for value in config:
             yield from foreign(value)

@@ -1,4 +1,4 @@
-"""Models made anew: a copy in which some layers are others, and calls that are run again."""
+"""Models rebuilt: a copy in which some layers are replaced, and calls that are run again."""
 
 import collections
 import tempfile
@@ -12,13 +12,12 @@ Other = collections.namedtuple("Other", "layer carry")
 
 
 class ModelCopy:
-    """A copy of a model in which some layers are others. What is shared stays shared.
+    """A copy of a model in which some layers are replaced. What is shared stays shared.
 
     Args:
         name: The name of the operation, for errors.
         model: The model.
-        others: By the id of a layer: what stands in its place, an `Other`, whose `carry(old, new)` takes the weights
-            over.
+        others: By the id of a layer, its replacement: an `Other`, whose `carry(old, new)` carries the weights over.
     """
 
     def __init__(self, name, model, others=()):
@@ -36,7 +35,7 @@ class ModelCopy:
         return model
 
     def copy(self, layer):
-        """The layer's place in the new model: a new layer, always the same for the same layer."""
+        """The layer's counterpart in the new model, always the same one for the same layer."""
         if id(layer) not in self.copies:
             carry = carry_nothing
             if id(layer) in self.others:
@@ -83,11 +82,11 @@ class ModelCopy:
 
 
 def _check_sharing(name, places):
-    """What a closed layer shares with the rest could not stay shared, since it is copied from its config."""
+    """Refuses a closed layer that shares something with the rest: copied from its config, it could not keep sharing."""
     closed = {}
     for p in places:
         if isinstance(p.layer, keras.layers.InputLayer):
-            continue  # it has no weights: a copy of its own does not matter
+            continue  # it has no weights: a separate copy does not matter
         other = closed.setdefault(id(p.layer), p.closed)
         if other is not p.closed:
             holder = next(c.name for c in (p.closed, other) if c is not None)
@@ -166,7 +165,7 @@ def copy_weights(old, new):
     for a, b in zip(old.variables, new.variables, strict=True):
         assign(b, a)
     if isinstance(new, keras.layers.Normalization):
-        new.finalize_state()  # it uses tensors that it once made from its weights
+        new.finalize_state()  # it uses tensors that it made from its weights earlier
 
 
 def _copy_weights_around(old, new):

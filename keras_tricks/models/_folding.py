@@ -64,7 +64,7 @@ SCALE_FREELY = (
 
 
 def target_of(call, producers, uses, times, through, precision):
-    """The call that takes up a normalisation or an alpha; if there is none, `None` and why."""
+    """The call that can absorb a normalisation or an alpha; if there is none, `None` and why."""
     if times[call.layer] > 1:
         return None, "it is called several times"
     if call.training:
@@ -102,7 +102,7 @@ def target_of(call, producers, uses, times, through, precision):
 
 
 def _bias_would_be_elsewhere(normalization):
-    """Whether Keras may add a bias for the channels along the last axis: on TensorFlow, if that is as long as they."""
+    """Whether Keras may add a bias along the last axis, not the channels: on TensorFlow, if both are equally long."""
     shape = normalization.get_build_config()["input_shape"]
     channels = shape[normalization.axis]
     return (
@@ -144,6 +144,6 @@ def _affine(layer):
 
 def folded_config(call, name):
     linear = _LINEAR[type(call.layer)]
-    # A LoRA is in the kernel already.
+    # LoRA is merged into the kernel already.
     config = {key: value for key, value in call.layer.get_config().items() if not key.startswith("lora_")}
     return config | {**linear.config, linear.uses_bias: call.weights[linear.bias] is not None, "name": name}

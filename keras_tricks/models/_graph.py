@@ -1,4 +1,4 @@
-"""Models read: the layers that a model is made of, and the calls of these."""
+"""Reading models: the layers that a model is made of, and their calls."""
 
 import collections
 import dataclasses
@@ -35,7 +35,7 @@ def inside(layer):
 
 
 def leaves(model):
-    """The layers that are called in the end: those of a model, and of models inside it, in their place."""
+    """The layers that are called in the end: those of a model, with each model inside it replaced by its layers."""
     if not runs_its_graph(model):
         return [] if isinstance(model, keras.layers.InputLayer) else [model]
     return list({id(leaf): leaf for layer in model.layers for leaf in leaves(layer)}.values())
@@ -56,7 +56,7 @@ def is_graph(layer):
 
 
 def runs_its_graph(layer):
-    """Whether these are also all that it does when it is called."""
+    """Whether the calls in its graph are all that it does when it is called."""
     return is_graph(layer) and "call" not in own_methods(layer)
 
 

@@ -1,6 +1,6 @@
 """The second stage of training: a classifier on class-balanced data, on features that stay as they are.
 
-Features that were learned from long-tailed data as they are serve all classes well; it is the last layer that favours
+Features learned from long-tailed data without re-balancing serve all classes well; it is the last layer that favours
 the frequent ones. Kang et al., 2020, arXiv:1910.09217.
 """
 
@@ -27,7 +27,7 @@ from keras_tricks.optimizers.loss_scale import LossScaleOptimizer
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
 class FrozenBackbone(keras.Model):
-    """What is trained while a classifier is: a model that runs as in inference, and tallies the labels it is given."""
+    """The model that `fit` sees when a classifier is trained: it runs as in inference, and tallies its labels."""
 
     drawn = None  # the tally, once `fit` is about to run
 
@@ -112,7 +112,7 @@ class Training:
         return history
 
     def _default_optimizer(self, classifier):
-        # Decay in the gradient, which the momentum makes 1 / (1 - 0.9) times as large, as decay beside it.
+        # The authors' decay is in the gradient, where momentum amplifies it 1 / (1 - 0.9) times; Keras' is decoupled.
         optimizer = keras.optimizers.SGD(self.rate, momentum=0.9, weight_decay=5e-4 / (1 - 0.9))
         optimizer.exclude_from_weight_decay(var_list=[v for v in classifier.trainable_weights if len(v.shape) < 2])
         return optimizer
@@ -160,12 +160,12 @@ def _sorted(name, kwargs):
 
 
 def _batch_size(name, data, fit_arguments):
-    """The number of examples in a batch, which the default learning rate is in proportion to."""
+    """The number of examples in a batch, to which the default learning rate is proportional."""
     if isinstance(data, keras.utils.PyDataset):
         return len(keras.tree.flatten(data[0])[0])
     if hasattr(data, "element_spec") and hasattr(data, "take"):
         size = keras.tree.flatten(data.element_spec)[0].shape[0]
-        # Read only where it is not known. Keras looks at the first batch too, to build what is not built.
+        # A batch is read only if its size is not known. Keras looks at the first batch too, to build what is not built.
         return size or len(keras.tree.flatten(next(iter(data.take(1))))[0])
     leaves = keras.tree.flatten(data)
     if leaves and all(len(getattr(leaf, "shape", ())) > 0 for leaf in leaves):
@@ -179,7 +179,7 @@ def _batch_size(name, data, fit_arguments):
 
 
 def _warn_of_imbalance(name, drawn):
-    """Warns if the labels were not class-balanced, and chance does not explain it."""
+    """Warns if the labels were not class-balanced by more than chance explains."""
     among = np.flatnonzero(drawn > 0)
     if len(among) < 2:
         return
@@ -195,7 +195,7 @@ def _warn_of_imbalance(name, drawn):
 
 
 def _freeze_all_but(path):
-    """Leaves only the last of `path` trainable: a model, those inside of it that lead there, and the layer."""
+    """Leaves only the last of `path` trainable: a model, those inside it that lead there, and the layer."""
     # One by one: Keras passes a flag on to what is inside, but on TensorFlow only where it changes.
     for layer in path:
         layer.trainable = True

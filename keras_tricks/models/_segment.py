@@ -25,7 +25,7 @@ class Edge:
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """One call. In this form, and not as a tuple, Keras and TensorFlow leave alone what is in it."""
+    """One call. Keras and TensorFlow leave the contents alone in this form, which they would not in a tuple."""
 
     operation: int  # its position among the segment's
     args: tuple  # with an `Edge` for each tensor
@@ -81,7 +81,7 @@ class Segment(keras.layers.Layer):
         )
 
     def as_model(self):
-        """A Functional model of the same calls, to be read."""
+        """A Functional model of the same calls, for reading."""
         inputs = [keras.Input(**x.arguments) for x in self.inputs]
         inputs = inputs if len(inputs) > 1 else inputs[0]
         return keras.Model(inputs, self.call(inputs), name=self.name)
@@ -96,7 +96,7 @@ class Segment(keras.layers.Layer):
             args, kwargs = tree.map_structure(fill_in, (call.args, call.kwargs))
             operation = self.operations[call.operation]
             if training is not None and isinstance(operation, keras.Layer):
-                kwargs = {**kwargs, "training": training}  # as Keras' models do it, over what the call said
+                kwargs = {**kwargs, "training": training}  # over what the call said, as in Keras' models
             tensors += tree.flatten(operation(*args, **kwargs))
         return tensors[self.output_edge.number]
 

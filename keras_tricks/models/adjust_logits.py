@@ -18,17 +18,17 @@ from keras_tricks.models._graph import require_graph
 def adjust_logits(model, class_counts, tau=1.0):
     """A model whose logits are corrected for the classes' frequencies: `z_j - tau · log(n_j / N)`.
 
-    A network that was trained with plain cross-entropy on long-tailed data favours the frequent classes by their
-    frequency; this takes it away again, without training. The adjusted model has the same layers, so the same weights,
-    and one more, a plain `keras.layers.Rescaling` in float32: its file loads where this package is not installed.
-    `model` itself is not changed. The result is not compiled, and is for prediction: do not train it.
+    A network that was trained with plain cross-entropy on long-tailed data favours classes according to their
+    frequency; this takes that away, without training. The adjusted model has the same layers, so the same weights, and
+    one more, a plain `keras.layers.Rescaling` in float32: its file loads where this package is not installed. `model`
+    itself is not changed. The result is not compiled, and is for prediction: do not train it.
 
     Args:
         model: A built Functional or Sequential model with one output, logits of shape `(batch, ..., classes)`.
         class_counts: Number of training examples of each class, of shape `(classes,)`, or the training dataset, which
             is then read once. A class without examples counts as one with a single example.
-        tau: τ, at least 0. 0 changes nothing, 1 (default) is right for equally frequent classes if the probabilities
-            are. Look for the best in 0 to 2.5 on validation data.
+        tau: τ, at least 0. 0 changes nothing, 1 (default) is right for equally frequent classes if the model's
+            probabilities are right. Look for the best in 0 to 2.5 on validation data.
 
     Returns:
         A functional `keras.Model`.
@@ -37,7 +37,7 @@ def adjust_logits(model, class_counts, tau=1.0):
         TypeError: If `model` is not a Keras model, or `tau` is not a number.
         ValueError: If the model is not built, subclassed, or has several outputs or a `call` of its own; if its outputs
             are probabilities; if it is adjusted already, by this function or by the loss that it was compiled with, or
-            that loss is LDAM; if the counts are not one a class.
+            that loss is LDAM; if the counts are not one per class.
 
     Example:
     >>> import keras, numpy as np, keras_tricks as kt
@@ -74,7 +74,7 @@ def adjust_logits(model, class_counts, tau=1.0):
         )
     with scope_of(model):
         inputs, outputs = ends_of(model)
-        # Not to round the correction to half precision, in which the difference of two logits can vanish.
+        # So that the correction is not rounded to half precision, in which the difference of two logits can vanish.
         dtype = "float64" if outputs_of(model)[0].dtype == "float64" else "float32"
         adjustment = keras.layers.Rescaling(1.0, (-tau * log_priors(counts)).tolist(), name=ADJUSTMENT, dtype=dtype)
         adjusted = keras.Model(inputs, keras.tree.map_structure(adjustment, outputs), name=model.name)

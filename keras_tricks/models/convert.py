@@ -1,7 +1,7 @@
-"""Tricks for a model that is already built: a copy of it in which layers of the chosen classes are other layers.
+"""Tricks for a model that is already built: a copy of it in which layers of the chosen classes are replaced.
 
-The graph is walked once with `keras.models.clone_model`; nested models and `TimeDistributed` are walked inside. Weights
-go over where they mean the same. Whatever could not be changed is in the report, with the reason.
+The graph is walked once with `keras.models.clone_model`; nested models and `TimeDistributed` are walked inside, too.
+Weights are carried over where they mean the same. Whatever could not be changed is in the report, with the reason.
 
 No paper; the counterpart of Composer's module surgery.
 """
@@ -31,30 +31,30 @@ def convert(model, tricks, exclude=None):
     keep names, `trainable` flags, dtype policies, regularizers and everything else. It is not compiled.
 
     Works inside nested models, `TimeDistributed`, `ReZero` and `Recompute`. A layer or model that is used twice is one
-    layer or model in the copy too. What other layers have inside cannot be reached: it is copied as it is and listed in
-    the report.
+    layer or model in the copy too. Layers inside any other layer cannot be reached: they are copied as they are and
+    listed in the report.
 
     Tricks by name, the layers they are for, and what happens to the weights:
 
-    - `"ws_conv"`: `Conv1D`, `Conv2D`, `Conv3D`, `DepthwiseConv2D`, `Dense`. Kernel and bias go over; as the kernel is
-      now standardised at each use, the function changes.
+    - `"ws_conv"`: `Conv1D`, `Conv2D`, `Conv3D`, `DepthwiseConv2D`, `Dense`. Kernel and bias are carried over; as the
+      kernel is now standardised at each use, the function changes.
     - `"ac_conv"`: `Conv2D`. The kernel goes to the square branch and the other two are switched off (gamma 0): the
       same function at inference, until it is trained.
     - `"extended_batch_normalization"`: `BatchNormalization`. The variance becomes the mean over channels, and gamma
-      takes up the difference: the same function at inference.
-    - `"rezero"`: `Add` of two tensors of the same shape, if one is computed from the other. This one is the branch and
+      absorbs the difference: the same function at inference.
+    - `"rezero"`: `Add` of two tensors of the same shape, if one is computed from the other. That one is the branch and
       is multiplied by alpha. Alpha starts at 0, so the branches are off.
 
     Args:
         model: A built Functional or Sequential model, such as those of `keras.applications`.
         tricks: A dict. Its keys are Keras layer classes and match layers of exactly this class: `Conv2D` does not
-            mean `DepthwiseConv2D`. Its values are these names; or a layer class, which is made from the old layer's
-            config; or a function. The function is given a new, unbuilt copy of the layer and returns the layer
-            to use instead, which may wrap the copy, or `None` or the copy itself to keep it. With a class or function,
-            weights of the same name and shape are carried over.
+            mean `DepthwiseConv2D`. Its values are these names; or a layer class, from which a layer is made with the
+            old one's config; or a function. The function is given a new, unbuilt copy of the layer and returns the
+            layer to use instead, which may wrap the copy, or `None` or the copy itself to keep it. With a class or
+            function, weights of the same name and shape are carried over.
         exclude: Layers to leave as they are: regular expressions that are searched in the layers' paths
-            (`"backbone/conv1"`), layers, or layer classes. A nested model that is excluded is so with all of its
-            layers. Defaults to `None`: no layer.
+            (`"backbone/conv1"`), layers, or layer classes. Excluding a nested model excludes all of its layers.
+            Defaults to `None`: no layer.
 
     Returns:
         A tuple `(model, report)`. `report.changed` holds tuples `(path, old class, new class)`, `report.kept` tuples
@@ -62,8 +62,8 @@ def convert(model, tricks, exclude=None):
 
     Raises:
         TypeError: If `model` is not a Keras model; for keys, values or exclusions that are not as above.
-        ValueError: If the model is subclassed or not built; for a key that no layer has as its class, an exclusion
-            that matches none of the layers concerned, or if nothing is left to change.
+        ValueError: If the model is subclassed or not built; for a key that is the class of no layer, an exclusion that
+            matches none of the layers concerned, or if nothing is left to change.
 
     Example:
     >>> import keras, keras_tricks as kt
@@ -94,7 +94,7 @@ class ConversionReport:
 
     Attributes:
         changed: Tuples `(path, old class, new class)`.
-        kept: Tuples `(path, class, reason)`, for the layers that a trick was meant for and that were left.
+        kept: Tuples `(path, class, reason)`, for layers that a trick was meant for but that were left as they were.
         parameters_before: Number of parameters of the model that was given.
         parameters_after: The same of the new one.
     """
@@ -236,7 +236,7 @@ def _times_called(layers):
     return calls
 
 
-# What is put in its place, and how weights go over
+# What is put in a layer's place, and how weights are carried over
 
 
 def _rules(tricks):
@@ -308,7 +308,7 @@ def _carry_extended(old, new):
 
 def _carry_to_square_branch(old, new):
     assign(new.kernel, old.kernel)
-    # Until it has seen data the normalisation divides by sqrt(1 + epsilon) and no more.
+    # Until it has seen data, the normalisation only divides by sqrt(1 + epsilon).
     square = new.square_normalization
     square.gamma.assign(keras.ops.full(square.gamma.shape, (1 + square.epsilon) ** 0.5, square.gamma.dtype))
     if old.use_bias:
@@ -359,7 +359,7 @@ _NAMED = {
         {keras.layers.BatchNormalization: ExtendedBatchNormalization},
         _carry_extended,
         _cannot_extend,
-        {"scale": True},  # gamma takes up what the variances differ by
+        {"scale": True},  # gamma absorbs the difference of the variances
     ),
     "rezero": _Named({keras.layers.Add: ReZeroAdd}, carry_nothing, lambda layer: None, {}),
 }

@@ -35,8 +35,7 @@ def fuse(model, return_report=False, probe=None, dtype=None):
     Folds `ACConv2D`, weight-standardised convolutions and dense layers, `ExtendedBatchNormalization`,
     `ScaledActivation`, `NormalizedDense` and any layer of yours that has a `fused()` method into plain Keras layers;
     `BatchNormalization` into the convolution or dense layer before it; the `alpha` of `ReZero` into the last linear
-    layer of its branch, or into a `Rescaling`. `Recompute` is unwrapped. Models inside of the model are fused where
-    they are.
+    layer of its branch, or into a `Rescaling`. `Recompute` is unwrapped. Models inside the model are fused in place.
 
     The result is a functional `keras.Model`, not compiled, with the same inputs, outputs, precision (but for `dtype`)
     and, for the layers that remain, names. Its file loads where this package is not installed. It computes what the
@@ -62,8 +61,8 @@ def fuse(model, return_report=False, probe=None, dtype=None):
         TypeError: If `model` is not a `keras.Model`.
         ValueError: If the model is not built, or a subclassed one whose graph Keras does not know; if `dtype` is no
             policy that computes in floating point; if a layer of this package cannot be folded; if the model cannot run
-            on the probe; if the outputs differ by more than five times (with `dtype`, 25 times) what they change when
-            each weight is rounded in another way.
+            on the probe; if the outputs differ by more than five times (with `dtype`, 25 times) as much as they change
+            when each weight is rounded in another way.
 
     Example:
     >>> import keras, keras_tricks as kt
@@ -82,7 +81,8 @@ def fuse(model, return_report=False, probe=None, dtype=None):
     fusion = _Fusion(None if dtype is None else float_policy(dtype))
     fused = fusion.fuse(model, model.name, None)
     _note_what_is_not_keras(fused, fusion.kept)
-    # Rounding of activations in half precision, which is not in the fused model, made up to eight times that change.
+    # Rounding of activations in half precision, which the fused model does not do, came to up to eight times that
+    # change.
     absolute, relative = compare(model, fused, probe, 5 if dtype is None else 25)
     report = FuseReport(
         folded=tuple(dict.fromkeys(fusion.folded)),
@@ -124,7 +124,7 @@ class FuseReport:
 
 
 class _Fusion:
-    """What a model and the models inside of it share: a layer used in both has one copy."""
+    """What a model and the models inside it share: a layer used in both has one copy."""
 
     def __init__(self, policy=None):
         self.policy = policy
@@ -143,7 +143,7 @@ class _Fusion:
         return fused
 
     def inner(self, model, name):
-        """A model inside of the model. It would cast what comes in to what its inputs are."""
+        """A model inside the model, fused. Its inputs would cast what comes in to their own dtype."""
         return self.fuse(model, name, self.policy and self.policy.compute_dtype)
 
     def plain_layers(self, layer):
@@ -203,7 +203,7 @@ class _Fusion:
 
 
 class _Graph:
-    """The calls of one model: collected with the tricks taken apart, then folded, then made anew."""
+    """The calls of one model: collected with the tricks taken apart, then folded, then rebuilt."""
 
     def __init__(self, fusion):
         self.fusion = fusion

@@ -27,14 +27,14 @@ from keras_tricks._keras.scopes import assigned, open_scope, pure_scope
 def jit(model):
     """Compiles a model's training step and forward pass with XLA, inside each replica of its strategy.
 
-    `fit`, `evaluate`, `predict`, `save` and `export` work as before, on one device too. Of calls in a `tf.function` of
-    your own those with `training=True` are compiled. What runs eagerly (a direct call, `run_eagerly=True`) stays eager.
-    Works on Functional, Sequential and subclassed models, before or after `compile()`, and on loaded models. A model
-    with a `train_step` of its own keeps it; there the forward pass and its gradient are compiled. The optimizer's step
-    stays outside.
+    `fit`, `evaluate`, `predict`, `save` and `export` work as before, on one device too. In a `tf.function` of your own,
+    calls with `training=True` are compiled. What runs eagerly (a direct call, `run_eagerly=True`) stays eager. Works on
+    Functional, Sequential and subclassed models, before or after `compile()`, and on loaded models. A model with a
+    `train_step` of its own keeps it; there the forward pass and its gradient are compiled. The optimizer's step stays
+    outside.
 
-    The model itself is changed and returned. Saving does not keep it: call `jit` again on a loaded model. Each new
-    input shape is compiled anew, so batch with `drop_remainder=True`.
+    The model itself is changed and returned. A saved model does not keep it: call `jit` again after loading. Each new
+    input shape is compiled separately, so batch with `drop_remainder=True`.
 
     Args:
         model: A `keras.Model`.
@@ -180,9 +180,9 @@ class _CompiledTrainStep(_Step):
     def _build(self, plain, data):
         """Makes the variables of metrics, loss and optimizer, which Keras leaves to the first trace of the step.
 
-        An optimizer without variables, as plain SGD, has the step traced only once, so it must be compiled in that
-        trace already. With a strategy Keras has made them before; else a trace that is thrown away does. Every
-        `compile` makes new metrics.
+        With an optimizer without variables, such as plain SGD, the step is traced only once, so it must be compiled in
+        that trace already. With a strategy Keras has made the variables before; otherwise a throw-away trace does.
+        Every `compile` makes new metrics.
         """
         import tensorflow as tf
 
@@ -195,7 +195,8 @@ class _CompiledTrainStep(_Step):
             with self.call.within("without jit"):
                 tf.function(plain, autograph=False).get_concrete_function(specs)
 
-        # In a thread of its own, which no graph is open in. `tf.init_scope` would leave it, but records no gradients.
+        # In a thread of its own, in which no graph is open. `tf.init_scope` would leave the graph, but records no
+        # gradients.
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
             thread.submit(trace).result()
         self._built_for = _compiled_parts(model)
@@ -225,7 +226,7 @@ def _are_the_same(these, those):
 
 
 def _make_explained(model, name, plain, force=False):
-    """What XLA refuses, it refuses in its own words when the function first runs: says what can be done instead."""
+    """XLA refuses in its own words, and only when the function first runs: this says what can be done instead."""
     before = getattr(model, name)
     plain(force)
     made = getattr(model, name)
@@ -255,14 +256,14 @@ def _explained(function):
 
 
 def _xla(function):
-    """`function` compiled. Made anew for each graph that it goes into, so it never outlives a new `compile()`."""
+    """`function` compiled, separately for each graph that it goes into, so that it never outlives a new `compile()`."""
     import tensorflow as tf
 
     return tf.function(tf.autograph.experimental.do_not_convert(function), jit_compile=True)
 
 
 def _new_values(model, scope, before):
-    """Values that the model assigned inside of `scope`, by the variable's position in `_state(model)`."""
+    """Values that the model assigned inside `scope`, by the variable's position in `_state(model)`."""
     import tensorflow as tf
 
     state = _state(model)

@@ -17,12 +17,12 @@ from keras_tricks.models._second_stage import Training, result_of
 def learn_scale(model, data, epochs=10, optimizer=None, loss=None, layer=None, **kwargs):
     """Learns one factor for each class's logit on class-balanced data, all weights frozen (LWS).
 
-    `z_j <- f_j · z_j`, with f from 1. The result is a copy of the model with f folded into the kernel and the bias of
-    its classifier; everything else is as in `retrain_classifier`: what is copied, how the other layers run, the
+    `z_j <- f_j · z_j`, where f starts at 1. The result is a copy of the model with f folded into the kernel and the
+    bias of its classifier; everything else is as in `retrain_classifier`: what is copied, how the other layers run, the
     warning, the defaults. As there are only as many numbers to learn as classes, little data is enough.
 
     Args:
-        model: A built Functional or Sequential model whose output are logits, from a `Dense` layer or a convolution.
+        model: A built Functional or Sequential model whose outputs are logits, from a `Dense` layer or a convolution.
         data: What `fit` takes, class-balanced, as in `retrain_classifier`.
         epochs: Number of epochs. Defaults to 10.
         optimizer: Defaults to that of `retrain_classifier`, without decay.
@@ -75,7 +75,7 @@ def learn_scale(model, data, epochs=10, optimizer=None, loss=None, layer=None, *
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
 class ScaledClasses(keras.layers.Wrapper):
-    """A layer whose outputs are multiplied by a factor each, in float32 or wider; while these are learned."""
+    """A layer whose outputs are each multiplied by a factor, in float32 or wider, while the factors are learned."""
 
     def __init__(self, layer, **kwargs):
         kwargs.setdefault("dtype", layer.dtype_policy)

@@ -42,22 +42,22 @@ def recompute(model, segments="sqrt", measure=None):
     activation; unknown sizes count as 1.
 
     Args:
-        model: A built Sequential or Functional `keras.Model`. If it is compiled, the new one is compiled alike, with
-            a new optimizer; not so, with a warning, if its loss or metrics cannot be made from their configs. If it
-            comes from `kt.jit`, so does the new one.
+        model: A built Sequential or Functional `keras.Model`. If it is compiled, the new one is compiled alike, with a
+            new optimizer. If its loss or metrics cannot be made from their configs, the new one is not compiled, and a
+            warning says so. If it comes from `kt.jit`, so does the new one.
         segments: `"sqrt"` for the best number of segments (about the square root of the number of layers); an
             integer for that number, at least 2; or a list of layers or names to cut after. Defaults to `"sqrt"`.
         measure: A batch size, to measure the peak memory of a training step on the CPU before and after, each in a
-            process of its own. Takes half a minute or more, Linux, and a model that loads without `custom_objects`.
-            Defaults to `None`, not to measure.
+            process of its own. This takes half a minute or more, and needs Linux and a model that loads without
+            `custom_objects`. Defaults to `None`, not to measure.
 
     Returns:
         A Functional `keras.Model` of the same name, with a `recompute_report` that prints what to expect.
 
     Raises:
         TypeError: If `model` is not a Keras model, `segments` is none of the above, or `measure` not an integer.
-        ValueError: If `model` is not built, subclassed, or has a constructor or `call` of its own; if it cannot be cut,
-            or not there, or not so often; with `"sqrt"`, if the best cuts keep more than 90 % of the bytes.
+        ValueError: If `model` is not built, subclassed, or has a constructor or `call` of its own; if it cannot be cut
+            at all, or there, or that often; with `"sqrt"`, if the best cuts keep more than 90 % of the bytes.
         RuntimeError: If a training step cannot be measured.
 
     Example:
@@ -151,7 +151,7 @@ def _chain(model):
     for position, call in enumerate(calls):
         last_use.update({id(t): position for t in call.takes})
     last_use.update({id(t): len(calls) for t in tree.flatten(model_outputs)})
-    # Inputs may be used anywhere: they are kept in any case. So may masks and indices that are made of them alone, also
+    # Inputs may be used anywhere: they are kept in any case. So may masks and indices that are made of them alone, even
     # as numbers that attention adds to its scores: they take no memory worth saving.
     light = {id(t) for t in tree.flatten(model_inputs)}
     masks = {id(t) for t in tree.flatten(model_inputs) if not keras.backend.is_float_dtype(t.dtype)}
@@ -186,8 +186,8 @@ def _size(tensor):
     return math.prod(d or 1 for d in tensor.shape[1:]) * (int(bits[0]) // 8 if bits else 1)
 
 
-# The largest part of the bytes that a plan may keep. What cutting costs does not depend on what it saves: up to a third
-# of a step's arithmetic. To save less than a tenth, a batch smaller by a tenth does as well.
+# The largest share of the bytes that a plan may keep. Cutting costs up to a third of a step's arithmetic, however
+# little it saves. To save less than a tenth, a batch that is smaller by a tenth does as well.
 _WORTH = 0.9
 
 
@@ -297,7 +297,7 @@ def _rebuild(model, ends):
 
 
 def _leading_to(output, calls):
-    """Those of the calls that a tensor is computed by, and what they take from elsewhere."""
+    """Those of the calls that compute a tensor, and what they take from elsewhere."""
     wanted, found = {id(output)}, []
     for call in reversed(calls):
         if any(id(t) in wanted for t in call.gives):

@@ -1,4 +1,4 @@
-"""Statistics of batch normalisation taken anew over data, where those of training do not fit the weights or the data.
+"""Statistics of batch normalisation, recomputed over data where those of training do not fit the weights or the data.
 
     for each batch, its n_b, μ_b and M_b = Σ (x - μ_b)²:
     d = μ_b - μ      μ <- μ + d · n_b/(n + n_b)      M <- M + M_b + d² · n · n_b/(n + n_b)      n <- n + n_b
@@ -22,23 +22,23 @@ from keras_tricks._keras.snapshot import remember_variables
 def recompute_statistics(model, data, steps=None):
     """Gives batch normalisation the means and variances of what reaches it from `data`, in place of its moving ones.
 
-    For weights that did not see their statistics: averages of weights, weights that were set, converted or fused by
-    hand; and for data that are distributed otherwise than those of training. The batches run through the model in
-    training mode, so each layer of normalisation hands on what it does there, and all that they bring counts alike,
-    whatever their sizes. Masked steps do not count. Nothing else of the model changes: weights, seeds, optimizer.
+    For weights that the statistics were not taken with: averages of weights, or weights that were set, converted or
+    fused by hand. Also for data that are distributed differently from those of training. The batches run through the
+    model in training mode, so each normalisation layer passes on what it does there. All values count alike, whatever
+    the sizes of the batches; masked steps do not count. Nothing else in the model changes: weights, seeds, optimizer.
 
     It is one eager pass on one device. The statistics are the same on each replica of the model's strategy. Layers with
     `trainable=False` keep theirs, as in training.
 
     Args:
         model: A built `keras.Model` with `BatchNormalization` or `ExtendedBatchNormalization`, however deep inside.
-        data: Batches as for `fit`: a dataset, a `PyDataset`, or any iterable. Targets are not looked at. Batches of the
-            size of training give what training would; shuffle data that are sorted.
+        data: Batches as for `fit`: a dataset, a `PyDataset`, or any iterable. Targets are ignored. Batches of the size
+            used in training give what training would; shuffle data that are sorted.
         steps: Number of batches to take, or `None` for all. Defaults to `None`.
 
     Raises:
         TypeError: If `model` is not a Keras model.
-        ValueError: If `data` gives no batches or never ends, or if no layer of the model has statistics to take anew.
+        ValueError: If `data` gives no batches or never ends, or if no layer of the model has statistics to recompute.
 
     Example:
     >>> import keras, numpy as np, keras_tricks as kt
@@ -76,7 +76,7 @@ def recompute_statistics(model, data, steps=None):
 
 
 def normalization_layers(model):
-    """All batch normalisation in a model that keeps statistics of its own, however deep inside of other layers."""
+    """All batch normalisation in a model that keeps statistics of its own, however deep inside other layers."""
     found, seen = [], set()
 
     def visit(thing):

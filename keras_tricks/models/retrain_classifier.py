@@ -1,4 +1,4 @@
-"""The classifier of a trained network trained anew on class-balanced data, the features frozen: cRT.
+"""The classifier of a trained network, retrained on class-balanced data with the features frozen: cRT.
 
     W, b anew, by their initializers; all else as it is
 
@@ -16,31 +16,31 @@ from keras_tricks.models._second_stage import Training, result_of
 def retrain_classifier(model, data, epochs=10, optimizer=None, loss=None, layer=None, seed=None, **kwargs):
     """Trains a fresh classifier on class-balanced data, on top of the features that a model has learned (cRT).
 
-    Returns a copy of the model. Its last layer is initialised anew, by its own initializers, and trained; all other
+    Returns a copy of the model. Its last layer is re-initialised, by its own initializers, and trained; all other
     weights and statistics, seeds and `trainable` flags are those of `model`, bit for bit, and `model` itself is not
-    changed. In this training all other layers run as in inference: batch normalisation uses its moving statistics,
-    dropout and augmentation layers are off, so augment in the data.
+    changed. In this training all other layers run as in inference: batch normalisation uses its moving statistics, and
+    dropout and augmentation layers are off, so augment the data instead.
 
-    The result is not compiled; its `history` is that of the training. Under the strategy and with the precision of
-    `model`, compiled as it is if it comes from `kt.jit`.
+    The result is not compiled; its `history` is that of the training. Training runs under the strategy and with the
+    precision of `model`, and compiled as `model` is if that comes from `kt.jit`.
 
     Args:
-        model: A built Functional or Sequential model whose output are logits.
+        model: A built Functional or Sequential model whose outputs are logits.
         data: What `fit` takes, class-balanced, such as `dataset.apply(data.class_balanced(counts)).batch(64)`. Labels
             are integers, or one-hot of the shape of the logits. A warning says so if the labels that training drew,
-            with their sample weights, were not balanced: some class more than twice as often as another.
+            with their sample weights, were not balanced: some class came up more than twice as often as another.
         epochs: Number of epochs. Defaults to 10.
-        optimizer: Defaults to that of the paper's authors: SGD with momentum 0.9, a rate of 0.2 for a batch of 512, in
-            proportion for others, that falls as a cosine, and an L2 decay of 5e-4 on the kernel. Where the classifier
-            computes in float16, `kt.LossScaleOptimizer` is put around either. Make yours in the scope of the
+        optimizer: Defaults to that of the paper's authors: SGD with momentum 0.9, a rate of 0.2 for a batch of 512 (in
+            proportion for other sizes) that falls as a cosine, and an L2 decay of 5e-4 on the kernel. Where the
+            classifier computes in float16, either is wrapped in `kt.LossScaleOptimizer`. Make yours in the scope of the
             model's strategy.
         loss: Defaults to softmax cross-entropy on the logits.
         layer: The classifier, as a layer or its name, where it is not the last layer. Defaults to `None`: the last
             `Dense`, `NormalizedDense` or convolution; linear activations, as for a cast to float32, may follow.
-        seed: An int, to fix the new weights. Defaults to `None`: another draw each time, which
+        seed: An int, to fix the new weights. Defaults to `None`: a new draw each time, which
             `keras.utils.set_random_seed` fixes.
         **kwargs: Arguments of `fit` (`y`, `batch_size`, `steps_per_epoch`, `validation_data`, `callbacks`, ...) and
-            `compile` (`metrics`, `jit_compile`, ...). Callbacks see a model around the one that is trained.
+            `compile` (`metrics`, `jit_compile`, ...). Callbacks see a model that wraps the trained one.
 
     Returns:
         The new model, of the same class as `model`.
@@ -49,7 +49,7 @@ def retrain_classifier(model, data, epochs=10, optimizer=None, loss=None, layer=
         TypeError: If `model` is not a Keras model; for an argument that neither `fit` nor `compile` has.
         ValueError: If the model is not built, subclassed or has several outputs, its outputs are probabilities, or it
             is adjusted already; if the classifier is not found, or called twice; for an optimizer
-            that was used before, or made outside of the model's strategy; without `optimizer`, for data that do not
+            that was used before, or made outside the model's strategy; without `optimizer`, for data that do not
             show their batch size before they are read, such as a generator.
 
     Example:
