@@ -12,9 +12,9 @@ the variables, so nothing needs a merge call inside a condition, and one device,
 
 The file is long because the order of one step is worth reading in one place.
 
-Beside the ground floor, `_keras`, this is the only file that touches hooks of Keras which are not public; they stand in
-PRIVATE_HOOKS. `tests/optimizers/test_aggregated.py` fails with the name of one that Keras moves, and
-`tests/test_architecture.py` where another file uses one.
+Apart from the ground floor, `_keras`, this is the only file that touches hooks of Keras that are not public; they are
+listed in PRIVATE_HOOKS. `tests/optimizers/test_aggregated.py` fails with the name of any that Keras moves, and
+`tests/test_architecture.py` fails where another file uses one.
 """
 
 import difflib
@@ -46,9 +46,9 @@ from keras_tricks.optimizers._hyperparameter import (
 from keras_tricks.optimizers._moments import LOW_PRECISION, accumulation_dtype
 from keras_tricks.optimizers._reductions import run_compiled, sum_of_squares
 
-# From so many parameters on, in variables of so many elements on average, XLA takes the optimizer step in a model that
-# is not compiled itself. Measured on CPUs: half the time for the 25 million parameters of ResNet-50 in 161 variables,
-# nothing for 10 million in 400. Below, it is not worth the seconds to compile.
+# From this many parameters on, in variables of this many elements on average, XLA compiles the optimizer step of a
+# model that is not compiled itself. Measured on CPUs: half the time for the 25 million parameters of ResNet-50 in 161
+# variables, nothing for 10 million in 400. Below, it is not worth the seconds to compile.
 WORTH_COMPILING = 2_000_000
 WORTH_COMPILING_EACH = 2**15
 
@@ -90,7 +90,7 @@ BASE_KEYWORDS = (
 
 
 def _as_written(method):
-    """`method`, which TensorFlow's AutoGraph leaves as it is when a training loop of the user's own calls it."""
+    """`method`, which TensorFlow's AutoGraph leaves as it is when a custom training loop calls it."""
     if keras.backend.backend() != "tensorflow":
         return method
     import tensorflow as tf
@@ -127,7 +127,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
     gradient_accumulation_steps = Hyperparameter(_check_window, optional=True, fixed=True)
     jit_compile = Hyperparameter(_check_jit_compile)
 
-    # State that was loaded before the optimizer, and one of Keras inside of it, were built: a `SavedState` each.
+    # State loaded before the optimizer was built, and before one of Keras inside it was: a `SavedState` each.
     waiting_state = waiting_inside = None
 
     def __init_subclass__(cls, **kwargs):
@@ -162,7 +162,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
 
     @property
     def steps_taken(self):
-        """The optimizer's own count of its steps, also in a wrapper, whose `iterations` are those of what it wraps."""
+        """The optimizer's own count of its steps, even in a wrapper, whose `iterations` are those of what it wraps."""
         return self._iterations
 
     @property
@@ -298,7 +298,8 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         """The variables that have a gradient. The others stay as they are, as Keras leaves them, and warns."""
         if accumulator is None or all(g is None for g in grads):
             return self._filter_empty_gradients(grads, variables)
-        # Another batch of the window may bring what this one lacks: a warning for those that none has brought yet.
+        # Another batch of the window may bring a gradient that this one lacks, so the warning is for variables that
+        # have had none at all yet.
         known = vars(self).setdefault("had_gradients", set())
         known.update(self._var_key(v) for g, v in zip(grads, variables, strict=True) if g is not None)
         if any(g is None and self._var_key(v) not in known for g, v in zip(grads, variables, strict=True)):
@@ -331,7 +332,8 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         grads = [ops.add(total, g) for total, g in zip(sums, grads, strict=True)]
 
         def step():
-            # What has no gradient in the last batch takes its step too, if others of the window brought one.
+            # A variable without a gradient in the last batch takes its step too, if another batch of the window brought
+            # one.
             pending = self._pending(variables, accumulator)
             others = [v for v, _ in pending if v.trainable]
             other_grads = [ops.cast(total, accumulation_dtype(total.dtype)) for v, total in pending if v.trainable]
@@ -346,7 +348,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         self._do_if(_completes_window(accumulator), step, otherwise=collect)
 
     def _pending(self, variables, accumulator):
-        """The variables that the optimizer was built with beside these, with their sums of gradients."""
+        """The other variables that the optimizer was built with, and their sums of gradients."""
         present = {self._var_key(v) for v in variables}
         return [
             (v, total)
@@ -355,7 +357,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         ]
 
     def _count(self, finite, accumulator):
-        # An accumulating optimizer counts calls, the others optimizer steps. Outside of any condition, since these
+        # An accumulating optimizer counts calls, the others optimizer steps. Outside any condition, since these
         # variables are shared by the replicas.
         stepped = finite if accumulator is None else ops.logical_and(finite, _completes_window(accumulator))
         for optimizer in reversed(self.chain()):
@@ -397,7 +399,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             self._update_averages(rule, {rule._var_key(v): moved for v, moved in zip(variables, moves, strict=True)})
 
     def _move(self, grads, variables, learning_rate, constants):
-        """What a step does to these variables, but for their averages."""
+        """What a step does to these variables, except for their averages."""
         *wrappers, rule = self.chain()
         _decay(rule, variables, learning_rate)
         for g, v in zip(grads, variables, strict=True):
@@ -414,7 +416,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
             return False
         import tensorflow as tf
 
-        # What a callback puts in the place of update_step may do things that XLA cannot.
+        # What a callback puts in place of update_step may do things that XLA cannot.
         if tf.executing_eagerly() or tf.config.functions_run_eagerly() or is_replaced(self.chain()[-1], "update_step"):
             return False
         if self.jit_compile is True:
@@ -435,7 +437,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         return grads
 
     def _update_averages(self, rule, moves):
-        """Moves all averages, and on their beat the weights; of the weights only those of this step, in `moves`."""
+        """Moves all averages, and when it is due sets weights to them: only the weights of this step, in `moves`."""
         # The first step copies the weights; later ones move the average by 1 - ema_momentum.
         momentum = ops.where(ops.equal(rule.iterations, 0), 0.0, rule.ema_momentum)
         for v, average in zip(rule._trainable_variables, averages_of(rule), strict=True):
@@ -450,7 +452,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
                 self.assign(v, ops.where(ops.logical_and(overwrite, moved), new_average, value))
 
     def finalize_variable_values(self, var_list):
-        """Puts the moving averages in the place of those of these variables that the optimizer was built with."""
+        """Sets those of these variables that the optimizer was built with to their moving averages."""
         put_averages_in_place(self.chain()[-1], var_list)
 
     def _do_if(self, predicate, action, otherwise=lambda: None):
@@ -482,7 +484,7 @@ class AggregatedOptimizer(keras.optimizers.Optimizer):
         _state.load(self, store)
 
     def set_weights(self, weights):
-        """Sets all variables, also those of optimizers inside, in the order of `variables`."""
+        """Sets all variables, including those of optimizers inside, in the order of `variables`."""
         _state.set_weights(self, weights)
 
     def get_config(self):

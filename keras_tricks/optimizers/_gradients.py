@@ -7,11 +7,10 @@ import keras
 
 
 def once_there_is(grads):
-    """Where a step is taken: only after a gradient was computed.
+    """The context to take a step in: it runs only after a gradient has been computed.
 
-    With a dataset of unknown size Keras begins one step more than there are batches. What does not need a gradient
-    (the count, the decay) would be done in it, before the missing batch ends it. The last layer's gradient is there
-    first.
+    With a dataset of unknown size Keras begins one step more than there are batches. What needs no gradient (the count,
+    the decay) would still be done in it, before the missing batch ends it. The last layer's gradient is ready first.
     """
     if keras.backend.backend() != "tensorflow" or not grads:
         return contextlib.nullcontext()
@@ -21,13 +20,13 @@ def once_there_is(grads):
 
 
 def of_some_size(grads, variables):
-    """Without the variables that have no elements, of which there is no mean and nothing to train."""
+    """Leaves out variables that have no elements: they have no mean, and there is nothing to train."""
     pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if math.prod(v.shape)]
     return [g for g, _ in pairs], [v for _, v in pairs]
 
 
 def of_the_shape(gradient, variable):
-    """The gradient with the static shape of its variable, of which a trace may know a part only."""
+    """The gradient with the static shape of its variable, of which a trace may know only a part."""
     if not keras.backend.is_float_dtype(variable.dtype):
         raise TypeError(
             f"Only variables of a floating dtype can be trained. {getattr(variable, 'path', variable.name)} has a "

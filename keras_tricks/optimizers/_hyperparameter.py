@@ -16,8 +16,8 @@ from keras_tricks._keras.optimizers import ScalarVariable
 class Hyperparameter:
     """An attribute whose value passes `check(name, value, **bounds)` in the constructor and whenever it is set again.
 
-    A new value acts on the next step. A step that has been compiled keeps the old one, and a warning says so. What
-    shapes the state, `fixed=True`, cannot be set once there is one.
+    A new value acts on the next step. A step that has been compiled keeps the old one, and a warning says so. A value
+    that shapes the state (`fixed=True`) cannot be set once there is a state.
     """
 
     def __init__(self, check, optional=False, fixed=False, instead_of=(), **bounds):
@@ -67,7 +67,7 @@ class VariableHyperparameter:
     """A hyper-parameter that is kept in a variable: setting it, as callbacks do, acts on a compiled step.
 
     The number that was set last is the variable's `given`, and goes into the config; a schedule that moves the variable
-    itself, with `assign`, leaves it as it was. Both are saved, and after loading it is `given` that acts.
+    itself, with `assign`, leaves `given` as it was. Both are saved, and after loading it is `given` that acts.
     """
 
     def __set_name__(self, owner, name):
@@ -92,7 +92,7 @@ class VariableHyperparameter:
             vars(optimizer)[f"_{self.name}"].assign(value)
             vars(optimizer)[f"_{self.name}"].given = float(value)
             return
-        # Wide enough to be the number that was given also where weights are float64.
+        # Wide enough to hold the given number, even where weights are float64.
         dtype = "float64" if keras.backend.backend() == "tensorflow" else "float32"
         begin = lambda shape, dtype: ops.convert_to_tensor(value, dtype)  # noqa: E731
         variable = optimizer.add_variable(
@@ -106,7 +106,7 @@ class VariableHyperparameter:
 def remember_a_trace(optimizers):
     """Notes where a step of these optimizers is being compiled, which later values of hyper-parameters do not reach."""
     if keras.backend.backend() != "tensorflow":
-        trace = keras  # for ever, since what the others compile cannot be seen to go
+        trace = keras  # for ever, since other backends do not show when compiled steps are gone
     else:
         import tensorflow as tf
 
@@ -116,7 +116,7 @@ def remember_a_trace(optimizers):
         while (outer := getattr(trace, "outer_graph", None)) is not None and outer.building_function:
             trace = outer
     for optimizer in optimizers:
-        # Forgotten with the compiled step, as when the wrapper goes that the optimizer was lent to.
+        # Forgotten with the compiled step, for example when a wrapper that the optimizer was lent to is gone.
         vars(optimizer).setdefault("traces", weakref.WeakSet()).add(trace)
 
 

@@ -1,8 +1,9 @@
-"""Sums and maxima at the speed of memory, also under XLA.
+"""Sums and maxima at the speed of memory, even under XLA.
 
 XLA on CPUs reduces numbers one after the other, each waiting for the last: 18 ms for the sum of 25 million, where
-reading them takes 5 ms. Folded first, so that pieces of an axis are combined with each other element by element, the
-same reduction is vectorised: 5 ms. Without XLA each fold would be a pass over memory of its own, and there is none.
+reading them takes 5 ms. If the axis is folded first, so that its pieces are combined with each other element by
+element, the same reduction is vectorised: 5 ms. Without XLA each fold would be a pass over memory of its own, so
+nothing is folded.
 """
 
 import functools
@@ -11,12 +12,12 @@ import math
 import keras
 from keras import ops
 
-# Under this name a graph that `run_compiled` traces, and the graphs within it, say that XLA compiles them.
+# The name by which a graph that `run_compiled` traces, and any graph within it, is known to be compiled by XLA.
 COMPILED = "keras_tricks_compiled_by_xla"
 
 PIECES = 4
 
-# Below so many elements the pieces only cost time to compile.
+# Below this many elements, the pieces only cost time to compile.
 WORTH_FOLDING = 2**14
 
 
@@ -28,7 +29,7 @@ def run_compiled(function):
         tf.compat.v1.add_to_collection(COMPILED, True)
         function()
 
-    # Anew for each trace: a function that is kept would meet the tensors of another graph.
+    # A new function for each trace: one that is kept would meet the tensors of another graph.
     tf.function(run, jit_compile=True, autograph=False)()
 
 
@@ -68,7 +69,7 @@ def _reduced_over(combine, reduce, x, axes):
         return _reduced(combine, reduce, x, axes[0])
     if axes != list(range(axes[0], axes[-1] + 1)):
         return reduce(x, axis=tuple(axes), keepdims=True)
-    # Neighbouring axes are one axis.
+    # Neighbouring axes are merged into one.
     shape = tuple(x.shape)
     merged = (*shape[: axes[0]], -1, *shape[axes[-1] + 1 :])
     result = _reduced(combine, reduce, ops.reshape(x, merged), axes[0])

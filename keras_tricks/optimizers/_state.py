@@ -1,11 +1,12 @@
-"""How an optimizer saves its state and takes it up again, with nothing lost and nothing taken for something else.
+"""How an optimizer saves and restores its state, with nothing lost and nothing mistaken for something else.
 
 Keras skips the state in a file, with a warning, if the optimizer is not built yet, as in a model that was only
-compiled. Here it waits until the optimizer is built, and training goes on where it was. Beside the variables, the file
-holds the optimizer's class, since another one may have as many variables of the same shapes.
+compiled. Here it waits until the optimizer is built, and training continues where it was. Besides the variables, the
+file holds the optimizer's class, since another class may have as many variables of the same shapes.
 
-What the user chose goes by what acts: an optimizer that is built takes the learning rate and `momentum` or `beta_1` of
-the file, as Keras' do with the learning rate; one that is not keeps those that its constructor was given.
+As for numbers that the user chose: an optimizer that is built takes the learning rate and `momentum` or `beta_1` from
+the file, as Keras' optimizers do with the learning rate. One that is not built keeps those that its constructor was
+given.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ class SavedState:
 
 
 def own_variables(optimizer):
-    """The optimizer's variables without those of an optimizer inside of it."""
+    """The optimizer's variables without those of an optimizer inside it."""
     return keras.optimizers.Optimizer.variables.fget(optimizer)
 
 
@@ -47,7 +48,7 @@ def save(optimizer, store):
 
 
 def load(optimizer, store):
-    """Takes up what `save`, or an earlier version, has written; at the build if the optimizer is not built yet."""
+    """Restores what `save`, or an earlier version of it, has written; once the optimizer is built, if it is not yet."""
     values = {key: np.array(store[key]) for key in store.keys()}  # noqa: SIM118
     _check_kind(optimizer, values)
     if values.keys() == {KIND}:  # saved before it was built, and what is inside too
@@ -64,7 +65,7 @@ def load(optimizer, store):
 
 
 def takes_up_saved_state(build):
-    """A `build` after which the state that was loaded before is the optimizer's; the outermost `build` does it."""
+    """A `build` that also restores the state that was loaded before; the outermost `build` does it."""
 
     @functools.wraps(build)
     def build_and_take_up(optimizer, variables):
@@ -84,7 +85,7 @@ def take_up_waiting(optimizer):
 
 
 def take_up_what_waits_inside(wrapper):
-    """The same for an optimizer of Keras inside of one of ours, once that is built."""
+    """The same for a Keras optimizer inside one of ours, once that is built."""
     state, wrapper.waiting_inside = wrapper.waiting_inside, None
     if state is not None:
         with _outside_of_the_graph():
@@ -92,7 +93,7 @@ def take_up_what_waits_inside(wrapper):
 
 
 def _let_the_inner_one_wait(wrapper):
-    """Keras would skip the state of its own optimizer that is not built; here the wrapper keeps it."""
+    """Keras would skip the state of its own optimizer if that is not built; here the wrapper keeps it."""
 
     def load_own_variables(store):
         values = {key: np.array(store[key]) for key in store.keys()}  # noqa: SIM118
@@ -111,9 +112,9 @@ def _save_what_waits_inside(wrapper):
 
 
 def _once_instead(wrapper, name, function):
-    """Lets `function` stand in for one call of a method of the optimizer of Keras inside.
+    """Lets `function` stand in for one call of a method of the Keras optimizer inside.
 
-    Keras saves and loads what is inside of an optimizer right after the optimizer itself.
+    Keras saves and loads what is in an optimizer right after the optimizer itself.
     """
     inner = getattr(wrapper, "inner_optimizer", None)
     if inner is None or hasattr(inner, "waiting_state"):
@@ -144,7 +145,7 @@ def set_weights(optimizer, weights):
 
 
 def _outside_of_the_graph():
-    """Where variables can be set once, also if the first step builds the optimizer while it is traced."""
+    """Where variables can be set once, even if the first step builds the optimizer while it is traced."""
     if keras.backend.backend() != "tensorflow":
         return contextlib.nullcontext()
     import tensorflow as tf

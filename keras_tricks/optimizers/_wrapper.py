@@ -1,4 +1,4 @@
-"""What the wrappers share: an optimizer around any Keras optimizer, that takes its steps with aggregated gradients."""
+"""What the wrappers share: an optimizer around any Keras optimizer that takes its steps with aggregated gradients."""
 
 import keras
 
@@ -15,7 +15,7 @@ from keras_tricks.optimizers._hyperparameter import check_learning_rate, tell_if
 
 
 class _OfInner:
-    """An attribute that is that of the wrapped optimizer."""
+    """An attribute that reads and sets the wrapped optimizer's."""
 
     def __set_name__(self, owner, name):
         self.name = name
@@ -36,7 +36,7 @@ class _OfInner:
 
 
 class HandsOn:
-    """What every optimizer around `inner_optimizer` hands on to it."""
+    """What every optimizer around `inner_optimizer` passes on to it."""
 
     momentum = _OfInner()
     beta_1 = _OfInner()

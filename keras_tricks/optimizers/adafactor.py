@@ -31,7 +31,7 @@ class Adafactor(AggregatedOptimizer):
     full-size second moment of a factored variable is ever stored. Arithmetic and state are float32, or float64 for
     float64 variables.
 
-    State: 0.8 % of the parameters on ResNet-50; with `beta_1` one value per parameter more.
+    State: 0.8 % of the parameters on ResNet-50; with `beta_1` one more value per parameter.
 
     Args:
         learning_rate: `None` for the relative step `min(0.01, 1/sqrt(t))`; or a number, a `LearningRateSchedule`
@@ -40,14 +40,15 @@ class Adafactor(AggregatedOptimizer):
             unless it is `None` at first. Defaults to `None`.
         beta_2_decay: Exponent in `1 - t^beta_2_decay`, in [-1, 0). Defaults to `-0.8`.
         epsilon_1: Added to the squared gradient. Defaults to `1e-30`.
-        epsilon_2: Least size of the weights that steps relate to. Defaults to `1e-3`.
+        epsilon_2: Least size of the weights that steps are relative to. Defaults to `1e-3`.
         clip_threshold: Largest root mean square of `u`, or `None` for no limit. Defaults to `1.0`.
-        scale_parameter: Whether steps relate to the size of the weights. Defaults to `True`.
-        relative_step: `None` for whether `learning_rate` is `None`; set it to have that checked. Defaults to `None`.
+        scale_parameter: Whether steps are relative to the size of the weights. Defaults to `True`.
+        relative_step: `None` for relative if `learning_rate` is `None`; set it to have that checked. Defaults to
+            `None`.
         warmup_init: Whether the relative step begins at `1e-6 · t` instead of 0.01. Defaults to `False`.
         min_dim_size_to_factor: Least length of both factored axes. Defaults to `16`; the paper's code uses 128, which
             leaves much of a convolutional network whole.
-        weight_decay: Each step also takes `rate · weight_decay · w`, not multiplied by the size of the weights.
+        weight_decay: Each step also subtracts `rate · weight_decay · w`, not multiplied by the size of the weights.
             Defaults to `0.0`.
         exclude_from_weight_decay: `None` for every variable of rank 0 or 1, or a list of regular expressions on
             variable paths (`block1/conv/kernel`), layers or variables; `[]` for none.

@@ -26,15 +26,15 @@ class AdaptiveGradientClipping(OptimizerWrapper):
 
     A unit is what computes one output: a column of a dense kernel, a filter of a convolution, a filter and channel of a
     depthwise one, a row of an embedding, a head's feature of an attention projection. Vectors and scalars, and
-    tensors such as `(1, 1, 1, n)` that are vectors but for axes of length 1, have one norm. Gradients are clipped
-    after they are aggregated over replicas and accumulation, before `optimizer`'s own clipping and decay.
+    tensors such as `(1, 1, 1, n)` that are vectors but for axes of length 1, have one norm. Gradients are clipped after
+    aggregation over replicas and accumulation, before `optimizer`'s own clipping and decay.
 
     State: that of `optimizer`, and one number.
 
     Args:
         optimizer: Any Keras optimizer or wrapper.
-        clipping: Largest norm of a gradient in relation to the weights. Defaults to `0.01`, the paper's
-            value for batches of 4096.
+        clipping: Largest norm of a gradient relative to that of the weights. Defaults to `0.01`, the paper's value for
+            batches of 4096.
         epsilon: Least norm of the weights, so that units that begin at zero can move. Defaults to `1e-3`.
         exclude: `None` or `[]` for no exclusions, or a list of regular expressions on variable paths, layers or
             variables. Exclude the kernel of the classifier, as the paper does.

@@ -36,7 +36,7 @@ class LAMB(AggregatedOptimizer):
     """Layer-wise adaptive moments: Adam whose step on each variable is proportional to that variable's norm.
 
     Every variable `w` takes the step `w <- w - learning_rate · ratio · u`, where `u` is Adam's bias-corrected direction
-    plus `weight_decay · w`, and `ratio = ‖w‖ / ‖u‖` (1 where either norm is 0). Decay is inside of the ratio.
+    plus `weight_decay · w`, and `ratio = ‖w‖ / ‖u‖` (1 where either norm is 0). Decay is inside the ratio.
     Arithmetic and state are float32, or float64 for float64 variables.
 
     State: two values per parameter (8 bytes in float32).

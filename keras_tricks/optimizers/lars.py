@@ -36,7 +36,7 @@ class LARS(AggregatedOptimizer):
             Defaults to `0.9`.
         nesterov: Whether to look one step of momentum ahead. Defaults to `False`.
         weight_decay: Coefficient of `w` in `d`. Defaults to `0.0`.
-        trust_coefficient: Size of a step in relation to the weights, at a learning rate of 1. Defaults to `1e-3`.
+        trust_coefficient: Size of a step relative to the weights, at a learning rate of 1. Defaults to `1e-3`.
         epsilon: Added to `‖d‖`. Defaults to `0.0`.
         exclude_from_weight_decay: `None` for every variable of rank 0 or 1, or a list of regular expressions on
             variable paths (`block1/conv/kernel`), layers or variables; `[]` for none.

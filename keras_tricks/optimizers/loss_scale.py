@@ -45,7 +45,7 @@ class LossScaleOptimizer(HandsOn, keras.optimizers.LossScaleOptimizer):
         Paulius Micikevicius et al., "Mixed Precision Training", 2018, arXiv:1710.03740.
     """
 
-    # State that was loaded before this optimizer, and the one inside, were built: a `SavedState` each.
+    # State loaded before this optimizer was built, and before the one inside was: a `SavedState` each.
     waiting_state = waiting_inside = None
 
     def __init__(self, inner_optimizer, initial_scale=2.0**15, dynamic_growth_steps=2000, **kwargs):
@@ -78,7 +78,7 @@ class LossScaleOptimizer(HandsOn, keras.optimizers.LossScaleOptimizer):
         _state.load(self, store)
 
     def set_weights(self, weights):
-        """Sets all variables, also those of optimizers inside, in the order of `variables`."""
+        """Sets all variables, including those of optimizers inside, in the order of `variables`."""
         _state.set_weights(self, weights)
 
     def _refuse_what_fails_on_replicas(self):

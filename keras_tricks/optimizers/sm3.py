@@ -30,22 +30,22 @@ SMALLEST = 1.2e-38
 
 @keras.saving.register_keras_serializable(package="keras_tricks")
 class SM3(AggregatedOptimizer):
-    """Square-root of minima of sums of maxima of squares: Adagrad with one accumulator an index of each axis.
+    """Square-root of minima of sums of maxima of squares: Adagrad with one accumulator per index of each axis.
 
     A tensor of shape `(n1, ..., np)` has accumulators of lengths `n1, ..., np`; the sum of squares of an element is
-    taken to be the smallest of those that cover it, which is never less than Adagrad's. Scalars and vectors are
-    Adagrad. With momentum `b`, the step is the average `s <- b · s + (1 - b) · g / sqrt(n)`. Arithmetic and state are
-    float32, or float64 for float64 variables.
+    taken to be the smallest of those that cover it, which is never less than Adagrad's. For scalars and vectors this is
+    Adagrad itself. With momentum `b`, the step is the average `s <- b · s + (1 - b) · g / sqrt(n)`. Arithmetic and
+    state are float32, or float64 for float64 variables.
 
-    State: `n1 + ... + np` values for a tensor, 0.5 to 2 % of the parameters of convolutional networks, and one value a
-    parameter more with momentum.
+    State: `n1 + ... + np` values for a tensor, 0.5 to 2 % of the parameters of convolutional networks, and with
+    momentum one more value per parameter.
 
     Args:
         learning_rate: A number, a `LearningRateSchedule` (evaluated at optimizer steps), or a callable without
-            arguments. Defaults to `0.1`. Warm it up: large first gradients stay in the accumulators for good.
+            arguments. Defaults to `0.1`. Warm it up: large first gradients stay in the accumulators permanently.
         momentum: Decay rate of the average of steps, in [0, 1); 0 for none, and no state for it. It can be set while
             training, unless it is 0 at first. Defaults to `0.9`.
-        variant: `"II"`, the tighter one, or `"I"`. Defaults to `"II"`.
+        variant: `"II"`, the tighter bound, or `"I"`. Defaults to `"II"`.
         exclude_from_weight_decay: For `weight_decay`, which is decoupled from the gradient as in AdamW: `None` for
             every variable of rank 0 or 1, or a list of regular expressions on paths, layers or variables.
         **kwargs: Keywords of every optimizer, as `keras_tricks.optimizers` describes them: `weight_decay`,
