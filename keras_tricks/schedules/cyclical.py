@@ -32,14 +32,14 @@ class CyclicalLearningRate(keras.optimizers.schedules.LearningRateSchedule):
         mode: `"triangular"` (default), `"triangular2"` (each cycle half as high as the one before) or `"exp_range"`
             (the height shrinks by the factor `gamma` per step).
         gamma: Base of `exp_range`, in (0, 1]. Defaults to `1.0`.
-        scale_fn: A function that replaces `mode`: from the cycle (1, 2, ...) or the step to a factor of the height.
-            To be saved with a model it has to be registered with Keras, so it cannot be a lambda; `lambda x: 1 / 2 **
-            (x - 1)` is `mode="triangular2"`. Defaults to `None`.
+        scale_fn: A function that replaces `mode`: from the cycle (1, 2, ...) or the step to a factor for the height. To
+            be saved with a model it has to be registered with Keras, so it cannot be a lambda; `lambda x: 1 / 2 ** (x -
+            1)` is `mode="triangular2"`. Defaults to `None`.
         scale_mode: What `scale_fn` receives: `"cycle"` (default) or `"iterations"`.
         name: Name of the schedule. Defaults to `"CyclicalLearningRate"`.
 
     Raises:
-        TypeError: If an argument is not of its kind.
+        TypeError: If an argument is of the wrong kind.
         ValueError: For an unknown mode, and a number that is not finite or out of range.
 
     Example:
@@ -113,7 +113,7 @@ class CyclicalLearningRate(keras.optimizers.schedules.LearningRateSchedule):
         }
 
     def _instead(self):
-        """What to write in the place of a `scale_fn` that cannot be loaded."""
+        """What to write in place of a `scale_fn` that cannot be loaded."""
         xs = np.array([1.0, 2.0, 3.0, 6.0])
         scales = np.array([float(self.scale_fn(x)) for x in xs])
         same_as = {'mode="triangular"': np.ones(4)}

@@ -2,8 +2,8 @@
 
     rate(t) = max(floor, initial · factor^t)
 
-Zhang et al., 2021, arXiv:2106.11342, section 12.11, whose class keeps a state and multiplies before it returns: what it
-returns for the t-th time is the rate at t here, with t from 1. Keras' ExponentialDecay has no floor.
+Zhang et al., 2021, arXiv:2106.11342, section 12.11, whose class keeps a state and multiplies before it returns: its
+t-th return value, with t from 1, is the rate at t here. Keras' ExponentialDecay has no floor.
 """
 
 import math

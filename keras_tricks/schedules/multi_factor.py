@@ -27,7 +27,7 @@ class MultiFactor(keras.optimizers.schedules.LearningRateSchedule):
         name: Name of the schedule. Defaults to `"MultiFactor"`.
 
     Raises:
-        TypeError: If an argument is not of its kind.
+        TypeError: If an argument is of the wrong kind.
         ValueError: If a number is out of range, or the milestones are missing or out of order.
 
     Example:

@@ -34,7 +34,7 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
         final_div_factor: The first rate divided by the last one; with `definition="fastai"` the peak divided by the
             last rate. Defaults to `1e4`; fastai's default is 1e5.
         anneal_strategy: `"cos"` (default), half a cosine in each phase, or `"linear"`.
-        three_phase: If `True`, the fall mirrors the rise and ends at the first rate, and a third phase goes on from
+        three_phase: If `True`, the fall mirrors the rise and ends at the first rate, and a third phase continues from
             there to the last rate. `pct_start` is at most 0.5 then. Defaults to `False`.
         definition: `"torch"` (default): the peak is at step `pct_start * total_steps - 1`, the end at the last step,
             `total_steps - 1`. `"fastai"`: the peak is at `pct_start * total_steps`, the end at `total_steps`, one
@@ -42,7 +42,7 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
         name: Name of the schedule. Defaults to `"OneCycle"`.
 
     Raises:
-        TypeError: If an argument is not of its kind.
+        TypeError: If an argument is of the wrong kind.
         ValueError: If a number is out of range, or for an unknown strategy or definition.
 
     Example:

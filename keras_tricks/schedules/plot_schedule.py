@@ -1,4 +1,4 @@
-"""A picture of schedules over the steps of a run, to look at them before they are trained with."""
+"""A picture of schedules over the steps of a run, to look at them before training."""
 
 import keras
 import numpy as np
@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_tricks._arguments import check_count
 
-# Okabe and Ito's colours without the yellow, which is too pale for a line: told apart by the colour-blind, too.
+# Okabe and Ito's colours, which the colour-blind can tell apart too, without the yellow, which is too pale for a line.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#000000", "#cc79a7", "#56b4e9", "#e69f00")
 DASHES = ("-", "--", "-.", ":")
 
@@ -24,7 +24,7 @@ def plot(schedule, steps, path=None, momentum=None):
         The `matplotlib.figure.Figure`.
 
     Raises:
-        TypeError: If an argument is not of its kind.
+        TypeError: If an argument is of the wrong kind.
         ValueError: If there is nothing to draw.
         ImportError: Without matplotlib.
 
@@ -43,7 +43,7 @@ def plot(schedule, steps, path=None, momentum=None):
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("`schedules.plot` needs matplotlib: pip install 'keras_tricks[plot]'") from error
-    named = any(isinstance(given, dict) for given in (schedule, momentum))  # a legend stands beside the panels
+    named = any(isinstance(given, dict) for given in (schedule, momentum))  # a legend stands next to the panels
     figure = Figure(figsize=(9 if named else 7, 3.6 if len(panels) == 1 else 5), layout="constrained")
     all_axes = figure.subplots(
         len(panels), 1, sharex=True, squeeze=False, height_ratios=(2.2, 1)[: len(panels)]
@@ -76,7 +76,7 @@ def _named(argument, schedules):
 
 
 def _values(schedule, steps):
-    """The schedule at each step: all at once where it can take them so and means the same, else one by one."""
+    """The schedule at each step: all at once where it can take them so with the same result, else one by one."""
 
     def at(step):
         return np.asarray(ops.convert_to_numpy(schedule(step)), "float64")

@@ -15,9 +15,10 @@ def scale_learning_rate(base, *sizes, batch_size=None, base_batch_size=None, rul
 
     Args:
         base: The rate that is good for `base_batch_size`.
-        *sizes: None: the batch sizes and the rule are given by name, since by place they are easily confused.
-        batch_size: Examples of one optimizer step: of all replicas, and of all accumulated batches, together.
-        base_batch_size: The same of the run that `base` comes from.
+        *sizes: Not used: the batch sizes and the rule must be given by name, since by position they are easily
+            confused.
+        batch_size: Examples per optimizer step, of all replicas and all accumulated batches together.
+        base_batch_size: The same for the run that `base` comes from.
         rule: `"linear"` (default) multiplies the rate by the ratio of the batches: for SGD with momentum. `"sqrt"`
             multiplies it by the square root of the ratio: for LAMB, and usually for Adam.
 
@@ -25,7 +26,7 @@ def scale_learning_rate(base, *sizes, batch_size=None, base_batch_size=None, rul
         The rate, a float.
 
     Raises:
-        TypeError: If an argument is not of its kind.
+        TypeError: If an argument is of the wrong kind.
         ValueError: If a number is not positive, or for an unknown rule.
 
     Example:

@@ -31,7 +31,7 @@ class WarmUp(LearningRateSchedule):
         name: Name of the schedule. Defaults to `"WarmUp"`.
 
     Raises:
-        TypeError: If an argument is not of its kind.
+        TypeError: If an argument is of the wrong kind.
         ValueError: If a number is out of range.
 
     Example:
