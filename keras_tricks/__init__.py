@@ -6,7 +6,7 @@
 
 try:
     import keras as _keras  # noqa: F401
-except ImportError as _error:  # Keras is installed, but what it runs on is not.
+except ImportError as _error:  # Keras is installed, but its backend is not.
     import importlib.util as _importlib_util
     import os as _os
 

@@ -136,7 +136,7 @@ def _tensorflow_env():
 
 
 def _other_env(backend):
-    """What runs on a backend other than TensorFlow, as the catalogue has it."""
+    """What runs on a backend other than TensorFlow, according to the catalogue."""
     from keras_tricks import catalog
 
     if backend == "jax":

@@ -10,8 +10,8 @@ import numpy as np
 def check_number(name, value, at_least=None, above=None, below=None, at_most=None, finite=True, hint=""):
     """Returns `value` as a plain float, which a config can hold, if it is a real number within the bounds.
 
-    It must be finite, unless `finite=False`, and keep to its bounds in float32 too, in which models compute: 1e-320 is
-    not above 0 there. Raises TypeError or ValueError otherwise.
+    It must be finite, unless `finite=False`, and within its bounds in float32 too, in which models compute: there
+    1e-320 is not above 0. Raises TypeError or ValueError otherwise.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` must be a number. Received: {name}={value!r} ({type(value).__name__})")

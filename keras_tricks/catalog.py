@@ -23,7 +23,7 @@ class Trick:
         object: The public class or function.
         line: What it does, in one line.
         paper: Authors, year and arXiv id, or "-".
-        make: Makes a small example of it, for the contract tests, or `None` where its own tests do all.
+        make: Makes a small example of it, for the contract tests, or `None` where its own tests cover everything.
         backends: The Keras backends it runs on.
         works_with: The run-time conditions that contract tests and its own tests cover, of `CONDITIONS`.
     """
@@ -539,7 +539,7 @@ def find(name):
     import difflib
 
     names = {n.lower(): t.name for t in TRICKS for n in (t.name, t.name.rsplit(".", 1)[-1], t.stem)}
-    # Names that contain the letters that were typed, without their separators; else what is spelt alike.
+    # Names that contain the letters that were typed, ignoring separators; failing those, names spelt alike.
     letters = re.sub(r"[^a-z0-9]", "", wanted)
     found = [n for n in names if letters and letters in re.sub(r"[^a-z0-9]", "", n)]
     close = dict.fromkeys(names[n] for n in found or difflib.get_close_matches(wanted, names, n=3, cutoff=0.4))

@@ -4,8 +4,9 @@
     with strategy.scope():
         model = keras_tricks.jit(build_model())
 
-On CPU the replicas are logical devices of one processor, reduced on one device: with TensorFlow's default collectives
-two strategies of different size in one process break each other, and `steps_per_execution > 1` fails.
+On CPU the replicas are logical devices of one processor, and gradients are reduced on one device. With TensorFlow's
+default collectives, two strategies of different sizes in one process break each other, and `steps_per_execution > 1`
+fails.
 """
 
 import keras
@@ -23,7 +24,7 @@ def setup(replicas=None, precision="float32", xla=False, device=None):
 
     Args:
         replicas: Number of copies of the model that share each batch. `None` (default) for all visible GPUs, or 1 on a
-            machine without. On CPU, more than 1 makes logical devices.
+            machine without any. On CPU, more than 1 makes logical devices.
         precision: `"float32"` (default), `"mixed_bfloat16"`, `"mixed_float16"` (wrap the optimizer in
             `keras_tricks.LossScaleOptimizer`), or a pure `"bfloat16"`, `"float16"`, `"float64"`.
         xla: Whether models of this run are to be compiled with `keras_tricks.jit`; checks on each device that a small
@@ -31,10 +32,11 @@ def setup(replicas=None, precision="float32", xla=False, device=None):
         device: `"GPU"`, `"CPU"`, or `None` (default) for GPUs where there are any.
 
     Returns:
-        For one replica the default strategy (a `OneDeviceStrategy` for a CPU beside GPUs), else a `MirroredStrategy`.
+        For one replica the default strategy (a `OneDeviceStrategy` for the CPU of a machine with GPUs), else a
+        `MirroredStrategy`.
 
     Raises:
-        TypeError, ValueError: For arguments that are not of their kind, with what can be chosen on this machine.
+        TypeError, ValueError: For invalid arguments; the message says what can be chosen on this machine.
         RuntimeError: If TensorFlow has started with fewer devices than asked for, if XLA does not work here, or on a
             backend other than TensorFlow.
 

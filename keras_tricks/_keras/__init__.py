@@ -1,1 +1,1 @@
-"""All that knows the insides of Keras and `tf.distribute`; what stands above takes it from here."""
+"""Everything that knows the internals of Keras and `tf.distribute`; the folders above get it from here."""

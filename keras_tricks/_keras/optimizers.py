@@ -1,4 +1,4 @@
-"""What is known of any optimizer of Keras: what lies under its wrappers, its rate, its decay and its averages."""
+"""What can be asked of any Keras optimizer: what its wrappers contain, its rate, its decay and its averages."""
 
 import keras
 from keras import ops
@@ -19,7 +19,7 @@ def stepping_optimizer(optimizer):
 
 
 def accumulation_steps(optimizer):
-    """The number of batches for one optimizer step."""
+    """The number of batches per optimizer step."""
     while not getattr(optimizer, "gradient_accumulation_steps", None) and hasattr(optimizer, "inner_optimizer"):
         optimizer = optimizer.inner_optimizer
     return getattr(optimizer, "gradient_accumulation_steps", None) or 1
@@ -32,7 +32,7 @@ def schedule_of(optimizer):
 
 
 def learning_rate_of(optimizer):
-    """The learning rate of the optimizer step that comes next, of any Keras optimizer."""
+    """The learning rate of the next optimizer step, for any Keras optimizer."""
     schedule = schedule_of(optimizer)
     return optimizer.learning_rate if schedule is None else schedule(optimizer.iterations)
 
@@ -75,10 +75,9 @@ def averages_of(optimizer):
 
 
 def put_averages_in_place(optimizer, variables):
-    """Sets each of the variables to its average, if the optimizer keeps one of it.
+    """Sets each of the variables to its average, if the optimizer keeps one.
 
-    Keras takes its averages in the order of the variables that it is given, which is another one when a layer was
-    frozen.
+    Keras assumes that its averages are in the order of the variables it is given, which changes when a layer is frozen.
     """
     if not (optimizer.built and optimizer.use_ema):
         return

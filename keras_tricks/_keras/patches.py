@@ -1,7 +1,7 @@
-"""The one way in which methods are replaced at run time, by callbacks while a `fit` runs and by `jit` for good.
+"""The one way in which methods are replaced at run time, by callbacks while a `fit` runs and by `jit` permanently.
 
-`fit` does not call `on_train_end` after an exception or Ctrl-C. So whatever uses the model next, when no `fit` of it is
-running any more, first has the callback put everything back.
+`fit` does not call `on_train_end` after an exception or Ctrl-C. So the next use of the model, once no `fit` of it is
+running any more, first makes the callback put everything back.
 """
 
 import contextlib
@@ -15,9 +15,10 @@ USES = (
 
 
 def replace(owner, name, function):
-    """Has `owner.name(...)` call `function(plain, ...)`; returns a function that takes the replacement out again.
+    """Makes `owner.name(...)` call `function(plain, ...)`; returns a function that takes the replacement out again.
 
-    That removes only what was put in here. Where something else lies on top, it stays, and calls what was there before.
+    That removes only what was put in here. If something else lies on top, the replacement stays as a mere pass-through
+    to what was there before.
     """
     own, plain = vars(owner).get(name), getattr(owner, name)
 
@@ -44,7 +45,7 @@ def replace(owner, name, function):
 
 @contextlib.contextmanager
 def replaced(owner, name, function):
-    """The same within `with`."""
+    """`replace`, for the time of a `with` block."""
     take_out = replace(owner, name, function)
     try:
         yield
@@ -53,12 +54,12 @@ def replaced(owner, name, function):
 
 
 def is_replaced(owner, name):
-    """Whether the owner has a method of its own, ours or anybody's, in the place of its class'."""
+    """Whether something, ours or anybody's, stands in for the method of the owner's class."""
     return _not_released(vars(owner).get(name)) is not None
 
 
 def replacing(owner, name):
-    """The functions that stand in for a method, the last one first; of what others put on top nothing is known."""
+    """The functions that stand in for a method, the last one first; what others put on top is unknown."""
     found = _not_released(vars(owner).get(name))
     while hasattr(found, "function"):
         yield found.function
@@ -89,7 +90,7 @@ class Replacements:
             self.put(model, name, use)
 
     def put(self, owner, name, function):
-        """Has `owner.name(...)` call `function(plain, ...)`."""
+        """Makes `owner.name(...)` call `function(plain, ...)`."""
         self._taking_out.append(replace(owner, name, function))
 
     def take_out(self):
@@ -103,7 +104,7 @@ class Replacements:
             vars(self.model).pop(_WATCHING, None)
 
 
-# Where a model holds the callbacks that have replaced something of it.
+# The attribute by which a model knows the callbacks that have replaced something of it.
 _WATCHING = "_callbacks_of_keras_tricks"
 
 

@@ -6,7 +6,7 @@ import keras
 
 
 def scope_of(model):
-    """Its scope, in which new variables are laid out over the replicas as those of the model are."""
+    """The scope of its strategy, in which new variables are laid out over the replicas as the model's are."""
     if keras.backend.backend() == "tensorflow":
         return model.distribute_strategy.scope()
     return contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""Scopes in which variables are values: what runs in one leaves all variables alone, and the scope has what it set."""
+"""Scopes in which variables are values: code run in one changes no variable; the scope holds what it assigned."""
 
 import keras
 
@@ -21,9 +21,9 @@ def pure_scope(values=(), outer=None):
 
 
 def assigned(scope, before, variables):
-    """What was set since the scope's `state_mapping` was `before`: {position in `variables`: value}.
+    """What was assigned since the scope's `state_mapping` was `before`: {position in `variables`: value}.
 
-    The position of what is not among `variables` is `None`.
+    A variable that is not among `variables` has the position `None`.
     """
     positions = {id(v): position for position, v in enumerate(variables)}
     return {positions.get(key): value for key, value in scope.state_mapping.items() if value is not before.get(key)}

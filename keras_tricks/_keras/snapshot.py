@@ -27,7 +27,7 @@ def remember(model):
 def remember_variables(model, variables, on_host=True):
     """Copies variables of a model, and returns a function that puts them back, bit for bit, on each replica.
 
-    In host memory, or on the device, which is faster and takes its memory.
+    The copies are in host memory, or on the device, which is faster but takes device memory.
     """
     copy = (lambda part: np.array(_on_host(part))) if on_host else ops.copy
     parts = [part for v in {id(v): v for v in variables}.values() for part in _of_replicas(model, v)]
@@ -42,7 +42,7 @@ def remember_variables(model, variables, on_host=True):
 
 @contextlib.contextmanager
 def restored(model):
-    """Leaves a built model as it was, with its `history` and `stop_training`, also after an error or Ctrl-C."""
+    """Leaves a built model as it was, its `history` and `stop_training` included, even after an error or Ctrl-C."""
     put_back = remember(model)
     with attributes_restored(model):
         try:
@@ -63,7 +63,7 @@ def attributes_restored(model):
 
 @contextlib.contextmanager
 def single_steps(model):
-    """Sets `steps_per_execution` to 1, and the compiled step of the model back afterwards."""
+    """Sets `steps_per_execution` to 1, and afterwards restores it and the model's compiled step."""
     at_once = model.steps_per_execution
     if at_once == 1:
         yield
@@ -83,7 +83,7 @@ def copies(model, variable):
 
 def sync(model):
     """On JAX, brings the variables up to the state of the `fit` that runs, or was interrupted."""
-    # It is not in the variables yet, and would be written there later.
+    # That state is not in the variables yet, and would overwrite them later.
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()
 

@@ -1,4 +1,4 @@
-"""Numbers of examples of the classes, as losses, metrics, models and data take them."""
+"""Class counts, the number of examples of each class, as losses, metrics, models and data take them."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""What the transformations of this folder share: TensorFlow where it is the backend, and the parts of an element."""
+"""What the transformations of `data` share: TensorFlow where it is the backend, and the parts of an element."""
 
 import keras
 
@@ -27,8 +27,8 @@ def require_dataset(name, dataset):
 
 
 def called_with(function, element):
-    """`function` of an element in the way of `Dataset.map`: a tuple's parts are several arguments."""
-    # tf.function, so that AutoGraph converts what users write, also from within code that is not converted.
+    """`function` of an element, called as `Dataset.map` does: a tuple's parts are separate arguments."""
+    # tf.function, so that AutoGraph converts what users write, even from within code that is not converted.
     function = tf.function(function)
     return function(*element) if type(element) is tuple else function(element)
 

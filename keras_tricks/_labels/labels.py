@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_tricks._labels.elements import flat_values, label_of, require_dataset, tf
 
-_PATIENCE = 60  # seconds of counting after which a dataset of unknown size may be one without an end
+_PATIENCE = 60  # seconds of counting after which a dataset of unknown size is suspected to have no end
 _logger = logging.getLogger("keras_tricks")
 
 

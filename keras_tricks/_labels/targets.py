@@ -12,7 +12,8 @@ class Targets:
     Attributes:
         labels: int32 of shape `(...)`, 0 where the label is none of the classes; or `None` for probabilities.
         probabilities: Class probabilities of the shape of the outputs; or `None` for integers.
-        valid: Bool of shape `(...)`: where a label is one of the classes, or at least 0 everywhere with a sum of 1.
+        valid: Bool of shape `(...)`: where a label is one of the classes, or its probabilities are at least 0 and sum
+            to 1.
     """
 
     def __init__(self, y_true, y_pred):
@@ -47,10 +48,10 @@ class Targets:
         return self.probabilities
 
     def check(self, weights):
-        """Raises ValueError for a label that is none of the classes and has a weight, where values can be seen.
+        """Where values can be seen, raises ValueError for a label that has a weight but is none of the classes.
 
         Returns:
-            Whether there is such a label, as a bool tensor for the steps in which they cannot.
+            Whether there is such a label, as a bool tensor for steps in which values cannot be seen.
         """
         wrong = ops.logical_not(self.valid) & (weights != 0)
         try:
@@ -62,7 +63,7 @@ class Targets:
         return ops.any(wrong)
 
     def replaced(self, where):
-        """Labels in which those at `where` are valid ones."""
+        """Labels in which those at `where` are replaced by valid ones."""
         if self.probabilities is None:
             return ops.where(where, ops.zeros_like(self._given), self._given)
         return ops.where(ops.expand_dims(where, -1), 1 / self.num_classes, self.probabilities)
@@ -114,7 +115,7 @@ def weights_of(targets, sample_weight, mask):
 
 
 def at_the_labels(targets, sample_weight, name="sample_weight"):
-    """Weights with axes of size 1 for those that they lack.
+    """Weights with an axis of size 1 in place of each axis that they lack.
 
     Keras multiplies weights `(batch,)` into losses `(batch, time)` as they are, along the wrong axis.
     """
@@ -132,7 +133,7 @@ def at_the_labels(targets, sample_weight, name="sample_weight"):
 
 
 def _are_probabilities(labels, outputs):
-    """Whether labels of this shape are class probabilities, by that of the outputs."""
+    """Whether labels of this shape are class probabilities, judging by the shape of the outputs."""
     probabilities = len(labels) == len(outputs) and labels[-1] != 1 and labels[-1] in (outputs[-1], None)
     integers = len(labels) == len(outputs) - 1 or (len(labels) == len(outputs) and labels[-1] == 1)
     paired = all(n == m or None in (n, m) for n, m in zip(labels, outputs[:-1], strict=False))
@@ -146,5 +147,5 @@ def _are_probabilities(labels, outputs):
 
 
 def _float(x):
-    """float32, or what is wider."""
+    """`x` in float32, or in its own dtype if that is wider."""
     return "float64" if keras.backend.standardize_dtype(x.dtype) == "float64" else "float32"

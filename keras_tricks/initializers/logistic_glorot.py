@@ -2,8 +2,8 @@
 
     W ~ U(-r, r),  r = 4 · sqrt(6 / (fan_in + fan_out))
 
-The range of Glorot and Bengio, 2010, keeps the variance of signals and gradients where the activation's slope is 1, as
-that of tanh at 0. The slope of the logistic sigmoid at 0 is 1/4, so the weights are four times as large.
+The range of Glorot and Bengio, 2010, keeps the variance of signals and gradients where the activation's slope is 1,
+like that of tanh at 0. The slope of the logistic sigmoid at 0 is 1/4, so the weights are four times as large.
 """
 
 import keras
