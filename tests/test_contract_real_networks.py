@@ -47,11 +47,28 @@ def expected(network, optimizer):
     return zoo.train(network, optimizer.make, "eager")
 
 
+@functools.cache
+def losses_of_other_draws(network, optimizer):
+    """The losses with other random numbers, eager, on one device."""
+    losses = []
+    for seed in range(5):
+        model = network.compiled(optimizer.make, run_eagerly=True)
+        for v in model.variables:
+            if v.path.endswith("seed_generator_state"):
+                v.assign([seed, 0])
+        losses += zoo.fit(model, network)
+    return losses
+
+
 @pytest.mark.parametrize(("network", "optimizer", "mode", "replicas"), [*rows()])
 def test_training_ends_where_it_does_in_eager_mode(network, optimizer, mode, replicas):
     run = zoo.train(network, optimizer.make, mode, replicas)
     if is_comparable(network, mode, replicas):
         assert_same(expected(network, optimizer), run, tolerance(network))
+    elif network.is_(zoo.RANDOM):
+        losses = [*losses_of_other_draws(network, optimizer), *expected(network, optimizer).losses]
+        width = max(losses) - min(losses)
+        assert min(losses) - width / 2 <= run.losses[0] <= max(losses) + width / 2
     else:
         assert run.losses == pytest.approx(expected(network, optimizer).losses, rel=0.3)
 
@@ -81,6 +98,8 @@ def forms_of_networks():
     quick = ("two_inputs_two_outputs", "equal_inner_names", "siamese", "reused_layer", "own_train_step")
     quick = dict(zip(FORMS, quick, strict=True))
     for form, network in itertools.product(FORMS, zoo.select(without={zoo.LARGE})):
+        if network.is_(zoo.ONE_DEVICE) and "dataset" not in form:
+            continue
         marks = () if quick[form] == network.name else pytest.mark.slow
         yield pytest.param(form, network, marks=marks, id=f"{form}-{network}")
 
@@ -90,8 +109,10 @@ def test_every_form_of_the_same_data_trains_the_same(form, network):
     def make():
         return kt.Lookahead(kt.LAMB(0.01, gradient_accumulation_steps=2, global_clipnorm=1.0), sync_period=2)
 
-    arrays = zoo.train(network, make, epochs=2)
-    other = zoo.train(network, make, epochs=2, data=zoo.DATA[form](network))
+    # Of a dataset of unknown size Keras begins a step too many in each epoch, which draws random numbers too.
+    epochs = 1 if network.is_(zoo.RANDOM) and "unknown" in form else 2
+    arrays = zoo.train(network, make, epochs=epochs)
+    other = zoo.train(network, make, epochs=epochs, data=zoo.DATA[form](network))
     assert_same(arrays, other, 1e-6)
 
 
@@ -108,8 +129,15 @@ def _arrays(network):
     return zoo.arrays(network).items()
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("network", zoo.select(without={zoo.LARGE}), ids=str)
+def networks_in_mixed_precision():
+    # Keras cannot sum a loss that a layer adds in half precision and that of the model: docs/keras_pitfalls.md.
+    for network in zoo.select(without={zoo.LARGE, zoo.ADDED_LOSS}):
+        for precision in ("mixed_bfloat16", "mixed_float16"):
+            if not (network.is_(zoo.NOT_IN_FLOAT16) and precision == "mixed_float16"):
+                yield pytest.param(network, precision, id=f"{network}-{precision}")
+
+
+@pytest.mark.parametrize(("network", "precision"), [*networks_in_mixed_precision()])
 @pytest.mark.slow
 def test_mixed_precision_trains_as_float32_does(network, precision):
     def make():

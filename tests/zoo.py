@@ -30,10 +30,11 @@ RANDOM = "random"  # draws random numbers in training, which Keras does not save
 STATISTICS = "statistics"  # BatchNormalization, or a mean over tokens that count: of each replica's part of the batch
 ADDED_LOSS = "added loss"
 NOT_FOR_XLA = "not for XLA"
-ONE_DEVICE = "one device"  # has inputs of strings, which Keras' `fit` cannot add over replicas
+ONE_DEVICE = "one device"  # has inputs of strings, which Keras' `fit` takes from datasets only, on one device
 CLASSIFIER = "classifier"  # one output of logits for integer labels, so that losses and metrics of classes apply
 TWO_OPTIMIZERS = "two optimizers"
 MERGED = "merged"  # has LoRA factors, which Keras adds to the kernel when it saves, so that they begin anew
+NOT_IN_FLOAT16 = "not in float16"  # CPUs have no gradient of such convolutions; Keras refuses it after `quantize`
 LARGE = "large"  # takes ten seconds to trace
 
 
@@ -524,7 +525,7 @@ def siamese():
     one = keras.Sequential([keras.Input((8,)), layers.Dense(8, activation="relu"), layers.Dense(4)], name="tower")
     a, b = keras.Input((8,), name="a"), keras.Input((8,), name="b")
     difference = layers.Subtract()([one(a), one(b)])
-    return keras.Model([a, b], layers.Dense(1, dtype="float32")(layers.UnitNormalization()(difference)))
+    return keras.Model([a, b], layers.Dense(1, dtype="float32")(layers.UnitNormalization(dtype="float32")(difference)))
 
 
 @network(vectors, classes(), GRAPH, CLASSIFIER)
@@ -590,7 +591,7 @@ def preprocessing():
     return keras.Model({"image": image, "colour": colour}, layers.Dense(3, dtype="float32")(x))
 
 
-@network(images_channels_first, classes(), GRAPH, STATISTICS, CLASSIFIER)
+@network(images_channels_first, classes(), GRAPH, STATISTICS, CLASSIFIER, NOT_IN_FLOAT16)
 def channels_first():
     inputs = keras.Input((3, 8, 8))
     x = layers.Conv2D(6, 3, use_bias=False, data_format="channels_first")(inputs)
@@ -648,7 +649,7 @@ def low_rank_adaptation():
     return model
 
 
-@network(vectors, classes(), GRAPH, CLASSIFIER, MERGED)
+@network(vectors, classes(), GRAPH, CLASSIFIER, MERGED, NOT_IN_FLOAT16)
 def quantized_int8():
     inputs = keras.Input((8,))
     x = layers.Dense(8, activation="relu", name="body")(inputs)
