@@ -1,5 +1,7 @@
 """Scopes in which variables are values: code run in one changes no variable; the scope holds what it assigned."""
 
+import contextlib
+
 import keras
 
 
@@ -27,3 +29,16 @@ def assigned(scope, before, variables):
     """
     positions = {id(v): position for position, v in enumerate(variables)}
     return {positions.get(key): value for key, value in scope.state_mapping.items() if value is not before.get(key)}
+
+
+@contextlib.contextmanager
+def said_to_be(dtype, variables):
+    """Has variables say that they are of a dtype, for a scope in which their values are."""
+    before = [v._dtype for v in variables]
+    try:
+        for v in variables:
+            v._dtype = dtype
+        yield
+    finally:
+        for v, its_own in zip(variables, before, strict=True):
+            v._dtype = its_own

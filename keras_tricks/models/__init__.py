@@ -1,6 +1,7 @@
 """Operations on whole models."""
 
 from keras_tricks.models.adjust_logits import adjust_logits
+from keras_tricks.models.check_gradients import check_gradients
 from keras_tricks.models.convert import convert
 from keras_tricks.models.fuse import fuse
 from keras_tricks.models.jit import jit
@@ -12,6 +13,7 @@ from keras_tricks.models.tau_normalize import tau_normalize
 
 __all__ = [
     "adjust_logits",
+    "check_gradients",
     "convert",
     "fuse",
     "jit",
