@@ -484,6 +484,13 @@ TRICKS = (
         works_with=EVERYTHING,
     ),
     Trick(
+        kt.models.check_gradients,
+        "Numerical against automatic gradients, layer by layer, and which layer is wrong.",
+        "Griewank and Walther, 2008",
+        backends=("tensorflow",),
+        works_with=("mixed_float16", "mixed_bfloat16"),
+    ),
+    Trick(
         kt.models.recompute_statistics,
         "Takes batch normalisation's statistics anew, for averaged weights or other data.",
         "Chan et al., 1983",
