@@ -280,6 +280,12 @@ TRICKS = (
         works_with=EVERYTHING,
     ),
     Trick(
+        kt.layers.recompute_call,
+        "`Recompute` as a decorator of the `call` of a layer of your own.",
+        "Chen et al., 2016, arXiv:1604.06174",
+        works_with=EVERYTHING,
+    ),
+    Trick(
         kt.layers.NormalizedDense,
         "Classifier by cosines, in which frequent classes cannot win by long weights.",
         "Gidaris and Komodakis, 2018, arXiv:1804.09458",

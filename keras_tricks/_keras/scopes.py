@@ -42,3 +42,13 @@ def said_to_be(dtype, variables):
     finally:
         for v, its_own in zip(variables, before, strict=True):
             v._dtype = its_own
+
+
+class _Running(keras.Layer):
+    def call(self, function):
+        return function()
+
+
+def in_precision_of(layer, function):
+    """`function()`, for which the variables have the layer's compute dtype, as they have within its `call`."""
+    return _Running(dtype=layer.dtype_policy, autocast=layer.autocast)(function=function)

@@ -10,13 +10,14 @@ Chen et al., 2016, arXiv:1604.06174. `keras.remat` is the engine; used alone it 
 run and lets batch normalisation count each batch twice.
 """
 
+import functools
 import inspect
 
 import keras
 from keras import ops, tree
 
 from keras_tricks._keras.masks import mask_of, with_mask
-from keras_tricks._keras.scopes import assigned, open_scope, pure_scope
+from keras_tricks._keras.scopes import assigned, in_precision_of, open_scope, pure_scope
 from keras_tricks.layers._shared import serialized
 
 
@@ -78,72 +79,9 @@ class Recompute(keras.layers.Wrapper):
         self.supports_masking = True
 
     def _call(self, *args, **kwargs):
-        layer = self.layer
-        if not kwargs.get("training") or not layer.built:
-            return layer(*args, **kwargs)
-        if keras.backend.backend() not in ("tensorflow", "jax"):
-            raise RuntimeError(f"`Recompute` trains on TensorFlow and JAX; this is {keras.backend.backend()}.")
-        inputs = tree.flatten((args, kwargs))
-        masks = [mask_of(x) if ops.is_tensor(x) else None for x in inputs]
-        variables = [*layer.variables, *layer.metrics_variables]
-        state = [v for v in variables if not _is_watched(v)]
-        leaves = [*inputs, *masks, *(_read(v) for v in state)]
-        outer = open_scope()
-        form = {}
-
-        def run(token, *floats):
-            floats = iter(floats)
-            now = [next(floats) if _is_float(x) else _after(token, x) for x in leaves]
-            xs, ms, values = now[: len(inputs)], now[len(inputs) : 2 * len(inputs)], now[2 * len(inputs) :]
-            xs = [x if m is None else with_mask(x, mask=m) for x, m in zip(xs, ms, strict=True)]
-            scope = pure_scope(zip(state, values, strict=True), outer)
-            before = dict(scope.state_mapping)
-            with scope:
-                given_args, given_kwargs = tree.pack_sequence_as((args, kwargs), xs)
-                result = layer(*given_args, **given_kwargs)
-            outputs = tree.flatten(result)
-            form.setdefault("structure", tree.map_structure(lambda y: 0, result))
-            form.setdefault("inner_losses", scope.losses)
-            form["is_float"] = [_is_float(y) for y in outputs]
-            others = {
-                "outputs": [None if _is_float(y) else y for y in outputs],
-                "masks": [mask_of(y) if ops.is_tensor(y) else None for y in outputs],
-                "state": self._assigned(scope, before, variables),
-            }
-            return [y for y in outputs if _is_float(y)] + scope.losses, others
-
-        floats, others = _remat(run)(ops.zeros((), "float32"), *(x for x in leaves if _is_float(x)))
-        for index, value in others["state"].items():
-            variables[index].assign(value)
-        floats = iter(floats)
-        outputs = [next(floats) if f else y for f, y in zip(form["is_float"], others["outputs"], strict=True)]
-        if outer is not None:
-            # Keras identifies losses by `id`: while the scope that gets the outer ones is open, no other loss may get
-            # the `id` of an inner one that is gone.
-            outer.losses_of_recompute = [*getattr(outer, "losses_of_recompute", ()), form["inner_losses"]]
-        for loss in floats:
-            self.add_loss(loss)
-        outputs = [y if m is None else with_mask(y, mask=m) for y, m in zip(outputs, others["masks"], strict=True)]
-        return tree.pack_sequence_as(form["structure"], outputs)
-
-    def _assigned(self, scope, before, variables):
-        """What the run assigned, by the variable's position in `variables`."""
-        values = assigned(scope, before, variables)
-        if None in values:
-            raise ValueError(
-                f"`Recompute`: layer {self.layer.name!r} assigns a variable that it does not own, so its second "
-                "run would differ from the first. Random numbers do this without a seed generator: set "
-                "`self.seed = keras.random.SeedGenerator()` in the layer and pass `seed=self.seed`. A stateful "
-                "recurrent layer does it too: leave it outside. Other variables must be attributes of the layer."
-            )
-        for v in (variables[position] for position in values):
-            if v.trainable or _is_watched(v):
-                raise ValueError(
-                    f"`Recompute`: layer {self.layer.name!r} assigns its trainable weight {v.path!r} while it is "
-                    "called (spectral normalisation does so). Its gradient cannot be recomputed: leave this layer "
-                    "outside of `Recompute`."
-                )
-        return values
+        if not kwargs.get("training") or not self.layer.built:
+            return self.layer(*args, **kwargs)
+        return _recomputed(self, self.layer, self.layer, args, kwargs)
 
     def compute_output_spec(self, *args, **kwargs):
         if "training" not in inspect.signature(self.layer.call).parameters:
@@ -160,6 +98,133 @@ class Recompute(keras.layers.Wrapper):
         config = keras.Layer.get_config(self)
         del config["dtype"]
         return {**config, "layer": serialized(self.layer)}
+
+
+def recompute_call(call):
+    """`Recompute` as a decorator of a layer's `call`: its activations are computed again in the backward pass.
+
+    For a layer of your own that should always forget its activations. Losses, gradients, moving statistics, masks and
+    dropout are those of the layer without it, as with `Recompute`; the layer stays what it is, so its files and weights
+    do not change.
+
+    Args:
+        call: The method `call` of a `keras.Layer`, with or without an argument `training`.
+
+    Returns:
+        The method to use instead.
+
+    Raises:
+        ValueError: In a training call, if the layer assigns a trainable weight, or a variable that is not its own.
+        RuntimeError: In a training call on a backend other than TensorFlow and JAX.
+
+    Example:
+    >>> import keras, keras_tricks as kt
+    >>> class FeedForward(keras.layers.Layer):
+    ...     def __init__(self, **kwargs):
+    ...         super().__init__(**kwargs)
+    ...         self.inner, self.outer = keras.layers.Dense(256, activation="gelu"), keras.layers.Dense(64)
+    ...
+    ...     @kt.layers.recompute_call
+    ...     def call(self, x):
+    ...         return x + self.outer(self.inner(x))
+    >>> model = keras.Sequential([keras.Input((64,)), FeedForward(), FeedForward()])
+
+    Reference:
+        Tianqi Chen, Bing Xu, Chiyuan Zhang, Carlos Guestrin, "Training Deep Nets with Sublinear Memory Cost", 2016,
+        arXiv:1604.06174.
+    """
+    signature = inspect.signature(call)
+    takes_training = "training" in signature.parameters
+    if not takes_training:  # Keras passes it to a `call` that has it
+        parameters = list(signature.parameters.values())
+        at = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
+        parameters.insert(at, inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY, default=None))
+        signature = signature.replace(parameters=parameters)
+
+    @functools.wraps(call)
+    def recomputing_call(self, *args, **kwargs):
+        training = signature.bind(self, *args, **kwargs).arguments.get("training")
+        if not takes_training:
+            kwargs.pop("training", None)
+        symbols = any(isinstance(x, keras.KerasTensor) for x in tree.flatten((args, kwargs)))
+        if symbols or not training or not self.built:
+            return call(self, *args, **kwargs)
+
+        def run(*args, **kwargs):
+            return in_precision_of(self, functools.partial(call, self, *args, **kwargs))
+
+        return _recomputed(self, self, run, args, kwargs)
+
+    recomputing_call.__signature__ = signature
+    return recomputing_call
+
+
+def _recomputed(holder, layer, call, args, kwargs):
+    """`call(*args, **kwargs)` of a layer, run again in the backward pass; its losses become those of `holder`."""
+    if keras.backend.backend() not in ("tensorflow", "jax"):
+        raise RuntimeError(f"`Recompute` trains on TensorFlow and JAX; this is {keras.backend.backend()}.")
+    inputs = tree.flatten((args, kwargs))
+    masks = [mask_of(x) if ops.is_tensor(x) else None for x in inputs]
+    variables = [*layer.variables, *layer.metrics_variables]
+    state = [v for v in variables if not _is_watched(v)]
+    leaves = [*inputs, *masks, *(_read(v) for v in state)]
+    outer = open_scope()
+    form = {}
+
+    def run(token, *floats):
+        floats = iter(floats)
+        now = [next(floats) if _is_float(x) else _after(token, x) for x in leaves]
+        xs, ms, values = now[: len(inputs)], now[len(inputs) : 2 * len(inputs)], now[2 * len(inputs) :]
+        xs = [x if m is None else with_mask(x, mask=m) for x, m in zip(xs, ms, strict=True)]
+        scope = pure_scope(zip(state, values, strict=True), outer)
+        before = dict(scope.state_mapping)
+        with scope:
+            given_args, given_kwargs = tree.pack_sequence_as((args, kwargs), xs)
+            result = call(*given_args, **given_kwargs)
+        outputs = tree.flatten(result)
+        form.setdefault("structure", tree.map_structure(lambda y: 0, result))
+        form.setdefault("inner_losses", scope.losses)
+        form["is_float"] = [_is_float(y) for y in outputs]
+        others = {
+            "outputs": [None if _is_float(y) else y for y in outputs],
+            "masks": [mask_of(y) if ops.is_tensor(y) else None for y in outputs],
+            "state": _assigned(layer, scope, before, variables),
+        }
+        return [y for y in outputs if _is_float(y)] + scope.losses, others
+
+    floats, others = _remat(run)(ops.zeros((), "float32"), *(x for x in leaves if _is_float(x)))
+    for index, value in others["state"].items():
+        variables[index].assign(value)
+    floats = iter(floats)
+    outputs = [next(floats) if f else y for f, y in zip(form["is_float"], others["outputs"], strict=True)]
+    if outer is not None:
+        # Keras identifies losses by `id`: while the scope that gets the outer ones is open, no other loss may get
+        # the `id` of an inner one that is gone.
+        outer.losses_of_recompute = [*getattr(outer, "losses_of_recompute", ()), form["inner_losses"]]
+    for loss in floats:
+        holder.add_loss(loss)
+    outputs = [y if m is None else with_mask(y, mask=m) for y, m in zip(outputs, others["masks"], strict=True)]
+    return tree.pack_sequence_as(form["structure"], outputs)
+
+
+def _assigned(layer, scope, before, variables):
+    """What the run assigned, by the variable's position in `variables`."""
+    values = assigned(scope, before, variables)
+    if None in values:
+        raise ValueError(
+            f"`Recompute`: layer {layer.name!r} assigns a variable that it does not own, so its second "
+            "run would differ from the first. Random numbers do this without a seed generator: set "
+            "`self.seed = keras.random.SeedGenerator()` in the layer and pass `seed=self.seed`. A stateful "
+            "recurrent layer does it too: leave it outside. Other variables must be attributes of the layer."
+        )
+    for v in (variables[position] for position in values):
+        if v.trainable or _is_watched(v):
+            raise ValueError(
+                f"`Recompute`: layer {layer.name!r} assigns its trainable weight {v.path!r} while it is "
+                "called (spectral normalisation does so). Its gradient cannot be recomputed: leave this layer "
+                "outside of `Recompute`."
+            )
+    return values
 
 
 def _with_signature_of(layer, function):

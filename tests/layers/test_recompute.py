@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from keras_tricks.layers.recompute import Recompute
+from keras_tricks.layers.recompute import Recompute, recompute_call
 from keras_tricks.layers.rezero import ReZero
 from keras_tricks.models.recompute import recompute
 from tests import runs
@@ -415,3 +415,120 @@ def test_a_layer_in_two_wrappers_is_one_layer_in_the_file_too(wrap, tmp_path):
     loaded = keras.models.load_model(tmp_path / "m.keras")
     assert len(loaded.weights) == len(model.weights)
     np.testing.assert_array_equal(loaded(numbers(2, 6)), model(numbers(2, 6)))
+
+
+def own_layer(decorate, takes_training=True):
+    """A layer of one's own with moving statistics, random numbers and losses, whose `call` may be decorated."""
+
+    class Own(layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.first = layers.Dense(8, activation="gelu")
+            self.statistics = layers.BatchNormalization(momentum=0.5)
+            self.dropout = layers.Dropout(0.4, seed=1)
+            self.last = layers.Dense(6)
+
+        def build(self, shape):
+            self.gain = self.add_weight(shape=(6,), initializer="ones", name="gain")
+            self.first.build(shape)
+            self.statistics.build((*shape[:-1], 8))
+            self.last.build((*shape[:-1], 8))
+
+        def body(self, x, **kwargs):
+            x = self.dropout(self.statistics(self.first(x), **kwargs), **kwargs)
+            y = self.last(x) * self.gain
+            self.add_loss(0.01 * keras.ops.mean(keras.ops.square(keras.ops.cast(y, "float32"))))
+            return y
+
+        if takes_training:
+
+            @decorate
+            def call(self, x, training=None, scale=1.0):
+                return self.body(x, training=training) * scale
+        else:
+
+            @decorate
+            def call(self, x, scale=1.0):
+                return self.body(x) * scale
+
+    return Own()
+
+
+def both_decorated(takes_training, **kwargs):
+    kwargs = {"data": runs.images(16), "epochs": 1, **kwargs}
+
+    def make(decorate):
+        inputs = keras.Input((6, 6, 1))
+        x = own_layer(decorate, takes_training)(layers.Flatten()(inputs), scale=0.5)
+        return keras.Model(inputs, layers.Dense(3, dtype="float32")(own_layer(decorate, takes_training)(x)))
+
+    return [runs.train(sgd, network=lambda d=d: make(d), **kwargs) for d in (plain, recompute_call)]
+
+
+@pytest.mark.parametrize("takes_training", [True, False])
+@pytest.mark.parametrize(("mode", "replicas"), [("eager", 1), runs.slow("graph", 1), ("xla", 2), runs.slow("xla", 1)])
+def test_a_decorated_call_trains_bit_for_bit_the_same(takes_training, mode, replicas):
+    assert_equal(*both_decorated(takes_training, mode=mode, replicas=replicas))
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_a_decorated_call_computes_in_the_same_precision_both_times(precision):
+    assert_equal(*both_decorated(True, precision=precision))
+
+
+def test_a_decorated_call_runs_again_in_the_backward_pass_and_only_there():
+    calls = []
+
+    class Counting(layers.Dense):
+        @recompute_call
+        def call(self, inputs, training=None):
+            calls.append(training)
+            return super().call(inputs)
+
+    layer, x = Counting(3), tf.constant(numbers(2, 4))
+    layer(x)
+    calls.clear()
+    with tf.GradientTape() as tape:
+        y = layer(x, training=True)
+        assert calls == [True]
+    tape.gradient(y, layer.trainable_variables)
+    assert calls == [True, True]
+    with tf.GradientTape() as tape:
+        y = layer(x, False)  # by position
+    tape.gradient(y, [v.value for v in layer.trainable_variables])
+    assert calls == [True, True, False]
+    assert Counting.call.__name__ == "call"
+
+
+def test_a_decorated_layer_saves_and_loads_as_it_would_without(tmp_path):
+    @keras.saving.register_keras_serializable(package="test_recompute")
+    class FeedForward(layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.inner, self.outer = layers.Dense(5, activation="gelu"), layers.Dense(4)
+
+        @recompute_call
+        def call(self, x):
+            return x + self.outer(self.inner(x))
+
+    model = keras.Sequential([keras.Input((4,)), FeedForward(), FeedForward()])
+    model.compile(sgd(), "mse")
+    model.fit(numbers(8, 4), numbers(8, 4, seed=1), verbose=0)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    for m in (model, loaded):
+        m.fit(numbers(8, 4), numbers(8, 4, seed=1), verbose=0)
+    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_decorated_call_that_cannot_be_recomputed_is_refused():
+    class Random(layers.Layer):
+        @recompute_call
+        def call(self, x):
+            return x + keras.random.normal((4,))
+
+    layer = Random()
+    layer(np.ones((2, 4)))
+    with pytest.raises(ValueError, match=r"layer 'random\w*' assigns a variable that it does not own"):
+        layer(np.ones((2, 4)), training=True)
