@@ -45,10 +45,12 @@ def said_to_be(dtype, variables):
 
 
 class _Running(keras.Layer):
-    def call(self, function):
+    def call(self, function, training=None):
         return function()
 
 
-def in_precision_of(layer, function):
-    """`function()`, for which the variables have the layer's compute dtype, as they have within its `call`."""
-    return _Running(dtype=layer.dtype_policy, autocast=layer.autocast)(function=function)
+def as_within(layer, function, training):
+    """`function()` as within the call of the layer: variables have its compute dtype, layers know of `training`."""
+    return _Running(name="running", dtype=layer.dtype_policy, autocast=layer.autocast)(
+        function=function, training=training
+    )

@@ -17,7 +17,7 @@ import keras
 from keras import ops, tree
 
 from keras_tricks._keras.masks import mask_of, with_mask
-from keras_tricks._keras.scopes import assigned, in_precision_of, open_scope, pure_scope
+from keras_tricks._keras.scopes import as_within, assigned, open_scope, pure_scope
 from keras_tricks.layers._shared import serialized
 
 
@@ -151,7 +151,7 @@ def recompute_call(call):
             return call(self, *args, **kwargs)
 
         def run(*args, **kwargs):
-            return in_precision_of(self, functools.partial(call, self, *args, **kwargs))
+            return as_within(self, functools.partial(call, self, *args, **kwargs), training)
 
         return _recomputed(self, self, run, args, kwargs)
 
