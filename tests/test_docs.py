@@ -69,3 +69,12 @@ def test_the_lines_on_the_first_page_run_as_they_stand():
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_code_of_every_other_page_runs_as_it_stands(page):
     run(page)
+
+
+def test_every_card_is_in_the_list_of_cards():
+    listed = re.search(r"{toctree}.*?\n\n(.*?)\n```", (ROOT / "docs" / "tricks" / "index.md").read_text(), re.S)[
+        1
+    ].split()
+    assert sorted(listed) == sorted(
+        page.stem for page in (ROOT / "docs" / "tricks").glob("*.md") if page.stem != "index"
+    )
