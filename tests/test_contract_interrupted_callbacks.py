@@ -122,7 +122,11 @@ THEN = {
 }
 
 
-QUICK = {("evaluate", "CyclicLR"), *(("fit with EarlyStopping", name) for name in CALLBACKS)}
+QUICK = {
+    *(("fit with EarlyStopping", name) for name in ("CyclicLR", "WeightAveraging", "DeferredReweighting")),
+    ("evaluate", "Histograms"),
+}
+ALIKE = ("WeightAveraging of steps", "EarlyStopping", "DeferredReweighting")  # replace no more than others do
 
 
 @pytest.mark.parametrize("stop", [stop if stop == "Ctrl-C" else runs.slow(stop) for stop in STOPS])
@@ -134,7 +138,7 @@ def test_after_a_fit_that_was_stopped_a_model_goes_on_as_one_that_never_had_the_
     is_as_one_that_never_had_it(stopped(name, STOPS[stop]), THEN[then], tmp_path)
 
 
-@pytest.mark.parametrize("name", CALLBACKS)
+@pytest.mark.parametrize("name", [runs.slow(name) if name in ALIKE else name for name in CALLBACKS])
 def test_after_a_fit_that_was_stopped_a_new_callback_works_as_on_a_new_model(name):
     model = stopped(name)
     twin = twin_of(model)
@@ -189,7 +193,7 @@ class Foreign(keras.callbacks.Callback):
         self.model.make_train_function(force=True)
 
 
-@pytest.mark.parametrize("name", CALLBACKS)
+@pytest.mark.parametrize("name", [runs.slow(name) if name in ALIKE else name for name in CALLBACKS])
 @pytest.mark.parametrize("ours_first", [True, runs.slow(False)])
 @pytest.mark.parametrize("is_stopped", [False, runs.slow(True)])
 def test_another_callback_that_wraps_the_same_methods_keeps_its_wrappers_and_takes_them_out(

@@ -116,6 +116,7 @@ def test_every_form_of_the_same_data_trains_the_same(form, network):
     assert_same(arrays, other, 1e-6)
 
 
+@pytest.mark.slow
 def test_a_replica_without_examples_in_the_last_batch_brings_a_gradient_of_0():
     """Nine examples: the last batch is one. Keras takes the mean over replicas, so that it counts half."""
     network = zoo.NETWORKS["token_classifier"]

@@ -126,6 +126,7 @@ def test_it_reweighs_one_output_of_several():
     assert losses == pytest.approx([each.mean(), (weights * each).mean()], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_on_jax_the_compiled_steps_of_training_and_validation_change():
     code = """
         import keras, numpy as np, keras_tricks as kt

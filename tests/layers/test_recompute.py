@@ -465,7 +465,7 @@ def both_decorated(takes_training, **kwargs):
     return [runs.train(sgd, network=lambda d=d: make(d), **kwargs) for d in (plain, recompute_call)]
 
 
-@pytest.mark.parametrize("takes_training", [True, False])
+@pytest.mark.parametrize("takes_training", [runs.slow(True), False])
 @pytest.mark.parametrize(("mode", "replicas"), [("eager", 1), runs.slow("graph", 1), ("xla", 2), runs.slow("xla", 1)])
 def test_a_decorated_call_trains_as_it_would_without(takes_training, mode, replicas):
     a, b = both_decorated(takes_training, mode=mode, replicas=replicas)

@@ -154,7 +154,7 @@ def test_nothing_of_the_model_changes():
     assert {layer.compute_dtype for layer in model.layers} == {"float32"}
 
 
-QUICK = ("causal_transformer", "residual_cnn", "subclassed", "low_rank_adaptation")
+QUICK = ("residual_cnn", "subclassed", "low_rank_adaptation")
 NETWORKS = [n for n in zoo.select(without={zoo.NOT_FOR_XLA}) if n.name not in ("channels_first", "quantized_int8")]
 
 

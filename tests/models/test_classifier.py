@@ -130,6 +130,7 @@ def test_rare_digits_are_classified_better():
     assert loss(scaled) < loss(model)
 
 
+@pytest.mark.slow
 def test_on_jax_a_step_is_the_same():
     code = """
         import warnings, keras, numpy as np

@@ -342,7 +342,11 @@ def test_what_cannot_work_says_what_can():
 
 @pytest.mark.parametrize(
     "optimizer",
-    [sgd, lambda: keras.optimizers.SGD(0.05, momentum=0.9), lambda: kt.LossScaleOptimizer(keras.optimizers.SGD(0.05))],
+    [
+        sgd,
+        runs.slow(lambda: keras.optimizers.SGD(0.05, momentum=0.9)),
+        lambda: kt.LossScaleOptimizer(keras.optimizers.SGD(0.05)),
+    ],
 )
 @pytest.mark.parametrize("jit_first", [True, runs.slow(False)])
 def test_the_backward_pass_is_compiled_in_the_very_first_step(optimizer, jit_first, monkeypatch):
