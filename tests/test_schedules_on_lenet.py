@@ -60,12 +60,22 @@ def test_two_runs_of_a_seed_are_equal(example, tmp_path):
 
     images, labels = np.random.default_rng(0).random((70, 8, 8, 1), "float32"), np.arange(70) % 10
     options = argparse.Namespace(seed=3, seeds=2, epochs=1)
-    schedule = example.schedules(0.1, 2, 1)["cosine"]
+    schedule = example.schedules(0.1, 5, 1)["cosine"]
     accuracies, losses = example.train(schedule, (images, labels), (images, labels), options)
     options.seed, options.seeds = 4, 1
     assert losses[1:] == pytest.approx(example.train(schedule, (images, labels), (images, labels), options)[1])
     assert accuracies.shape == (2,)
     assert losses[0] != pytest.approx(losses[1], rel=1e-6)
+
+
+def test_a_run_that_diverges_is_not_the_lowest_loss(example):
+    import numpy as np
+
+    good, bad = np.array([[2.0, 1.0]]), np.array([[2.0, np.inf]])
+    results = {"constant": ([0.3], np.array([0.1]), bad), "cosine": ([0.3], np.array([0.9]), good)}
+    sentence = example.conclude(results)
+    assert "lowest with cosine (1.0000) and highest with constant (inf)" in sentence
+    assert "cosine is best (90.0%, 80.00 points above the constant rate)" in sentence
 
 
 def test_an_unknown_schedule_gives_one_clear_line(example, monkeypatch, capsys):
