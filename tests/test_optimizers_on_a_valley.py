@@ -29,6 +29,7 @@ def rows(output):
     return {name: others for name, *others in cells}
 
 
+@pytest.mark.slow
 def test_it_walks_trains_prints_its_table_and_draws(tmp_path):
     result = run("--rules", "gradient descent", "Adagrad", "--rates", 0.1, "--epochs", 1, "--out", tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]

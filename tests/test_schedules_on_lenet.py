@@ -23,6 +23,7 @@ def rows(output):
     return {name: others for name, *others in cells}
 
 
+@pytest.mark.slow
 def test_it_trains_prints_its_table_and_draws(tmp_path):
     result = run("--only", "constant", "halving each epoch", "--epochs", 2, "--seeds", 2, "--out", tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -53,6 +54,7 @@ def test_no_schedule_goes_above_the_peak_and_most_reach_it(example, epochs):
         assert max(rates) > 0.3, name
 
 
+@pytest.mark.slow
 def test_two_runs_of_a_seed_are_equal(example, tmp_path):
     import argparse
 
