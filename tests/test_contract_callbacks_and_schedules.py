@@ -105,6 +105,7 @@ def test_a_schedule_works_as_that_of_the_callback():
         assert model.history.history["learning_rate"] == pytest.approx([rates()[name][3]], rel=1e-5), name
 
 
+@pytest.mark.slow
 def test_on_jax_the_schedules_have_the_same_values():
     code = """
         import json, jax

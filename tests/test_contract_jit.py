@@ -7,10 +7,10 @@ import pytest
 import keras_tricks as kt
 from tests import runs, zoo
 
-# Each has something that the others do not: attention with a mask, loops, several outputs, statistics, added losses,
+# Each has something that the others do not: loops, masks, several outputs, statistics, added losses,
 # a step of its own, layers in layers.
 QUICK = (
-    *("token_classifier", "gru_tagger", "two_inputs_two_outputs", "own_train_step", "variational_autoencoder"),
+    *("gru_tagger", "two_inputs_two_outputs", "own_train_step", "variational_autoencoder"),
     *("adversarial", "preprocessing", "backbone_and_head"),
 )
 

@@ -139,6 +139,7 @@ def test_a_label_that_is_no_class_makes_a_compiled_result_nan_unless_it_weighs_n
         assert np.isfinite(values).all()
 
 
+@pytest.mark.slow
 def test_on_jax_they_are_the_same_compiled_or_not():
     code = """
         import json, numpy as np

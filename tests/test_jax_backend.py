@@ -15,6 +15,7 @@ def test_training_ends_where_it_does_on_tensorflow(whole, tmp_path):
         np.testing.assert_allclose(jax[name], weights, rtol=2e-4, atol=2e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_callbacks_that_keep_weights_keep_the_right_ones(tmp_path):
     code = """
         import sys, keras, numpy as np, keras_tricks as kt

@@ -47,6 +47,7 @@ def messages(tmp_path):
     return file
 
 
+@pytest.mark.slow
 def test_it_trains_prints_its_table_and_draws(tmp_path):
     out = tmp_path / "recalls.png"
     result = subprocess.run(

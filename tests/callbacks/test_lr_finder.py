@@ -470,6 +470,7 @@ def fit_with_finder(*callbacks, built=True, **options):
     model.fit(batches(*examples()), callbacks=[kt.callbacks.LRFinder(1e-3), *callbacks], verbose=0)
 
 
+@pytest.mark.slow
 def test_on_jax_it_finds_the_same_losses_and_puts_the_model_back():
     code = """
         import keras, numpy as np, keras_tricks as kt

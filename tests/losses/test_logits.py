@@ -130,6 +130,7 @@ def test_a_sigmoid_that_only_its_values_show_is_warned_of():
         LOSSES[0](np.zeros(8), outputs)
 
 
+@pytest.mark.slow
 def test_on_jax_probabilities_give_the_loss_of_the_logits_compiled_or_not():
     code = """
         import json, warnings

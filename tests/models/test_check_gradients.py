@@ -63,7 +63,7 @@ def test_a_correct_model_has_equal_gradients_to_many_digits():
     report = check_gradients(model, X)
     assert not report.wrong, report
     assert max(check.error for check in report.checks) < 1e-6
-    assert {check.layer for check in report.checks} > {"first", "layer_normalization", "re_lu", "ws_dense", "dense"}
+    assert {check.layer for check in report.checks} > {layer.name for layer in model.layers}
     assert "all gradients are right" in str(report)
 
 
@@ -184,6 +184,7 @@ def test_what_cannot_be_checked_is_refused():
         check_gradients(model, X)
 
 
+@pytest.mark.slow
 def test_other_backends_are_told_why_not():
     code = """
         import json, keras, numpy as np, keras_tricks as kt

@@ -198,6 +198,7 @@ def test_what_it_cannot_do_is_refused():
         recompute_statistics(model, [np.ones((3, 4))], steps=0)
 
 
+@pytest.mark.slow
 def test_on_jax_it_gives_the_same():
     code = """
         import json, keras, numpy as np, keras_tricks as kt
